@@ -1,0 +1,56 @@
+//! `cargo xtask`: checks of the tree that neither rustc nor clippy can make.
+//!
+//! Owns: the tidy checks and the rules of the rooms. Refuses: anything a user of Enisle runs.
+
+mod rooms;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Checks of the Enisle tree")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Files, modules, words and links: what the tree may look like.
+    Tidy,
+    /// Which crate may depend on which, and who may make which system call.
+    Rooms,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse().task) {
+        Ok(problems) if problems.is_empty() => ExitCode::SUCCESS,
+        Ok(problems) => {
+            for problem in &problems {
+                eprintln!("{problem}");
+            }
+            eprintln!("{} problem(s)", problems.len());
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: &Task) -> Result<Vec<String>> {
+    let root = root();
+    match task {
+        Task::Tidy => tidy::check(&root),
+        Task::Rooms => rooms::check(&root),
+    }
+}
+
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
