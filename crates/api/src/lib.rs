@@ -1,0 +1,16 @@
+//! Enisle's HTTP API as types.
+//!
+//! Owns: what goes over the wire between a client and the daemon: requests, responses, problem
+//! codes, routes and the framing of streams. Refuses: any IO, any runtime, anything about how a
+//! VM is made.
+//!
+//! To change the API: add a field as optional with a default, or a new type; never change the
+//! meaning of a field. Requests refuse unknown fields; responses may grow.
+
+pub mod problem;
+pub mod routes;
+pub mod stream;
+pub mod vm;
+
+pub use problem::{Code, Problem};
+pub use vm::*;

@@ -1,0 +1,114 @@
+//! Errors of the API: RFC 9457 problem details with a stable code.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Stable error codes. A program acts on these; people read the detail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Code {
+    /// The request is malformed or a value is out of range.
+    InvalidRequest,
+    /// No such VM, group, route or file.
+    NotFound,
+    /// The name is taken.
+    NameTaken,
+    /// The VM is not in a state that allows this.
+    WrongState,
+    /// The group's range has no free block, or another limit is reached.
+    Exhausted,
+    /// Something did not happen within the asked time.
+    Timeout,
+    /// The VM could not be started.
+    StartFailed,
+    /// The guest refused or failed the operation.
+    GuestFailed,
+    /// The daemon is going down.
+    ShuttingDown,
+    /// A defect or a failure of the host; the daemon's log has more.
+    Internal,
+}
+
+impl Code {
+    /// The HTTP status that goes with this code. The only place where this is decided.
+    #[must_use]
+    pub fn status(self) -> u16 {
+        match self {
+            Self::InvalidRequest => 400,
+            Self::NotFound => 404,
+            Self::NameTaken | Self::WrongState => 409,
+            Self::Exhausted => 422,
+            Self::GuestFailed => 502,
+            Self::ShuttingDown => 503,
+            Self::Timeout => 504,
+            Self::StartFailed | Self::Internal => 500,
+        }
+    }
+
+    /// A short, constant title.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid request",
+            Self::NotFound => "not found",
+            Self::NameTaken => "name taken",
+            Self::WrongState => "wrong state",
+            Self::Exhausted => "exhausted",
+            Self::Timeout => "timed out",
+            Self::StartFailed => "start failed",
+            Self::GuestFailed => "guest failed",
+            Self::ShuttingDown => "shutting down",
+            Self::Internal => "internal error",
+        }
+    }
+}
+
+/// A problem document (`application/problem+json`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
+#[error("{detail}")]
+pub struct Problem {
+    /// A stable code.
+    pub code: Code,
+    /// A short, constant title of the code.
+    pub title: String,
+    /// HTTP status.
+    pub status: u16,
+    /// What failed, on which object, why.
+    pub detail: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// JSON pointer (RFC 6901) to the bad field of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pointer: Option<String>,
+}
+
+impl Problem {
+    /// A problem of this code.
+    #[must_use]
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self {
+            code,
+            title: code.title().to_owned(),
+            status: code.status(),
+            detail: detail.into(),
+            hint: None,
+            pointer: None,
+        }
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the place in the request.
+    #[must_use]
+    pub fn pointer(mut self, pointer: impl Into<String>) -> Self {
+        self.pointer = Some(pointer.into());
+        self
+    }
+}

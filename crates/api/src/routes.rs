@@ -1,0 +1,58 @@
+//! Paths of the API. Methods and bodies stand beside each.
+
+/// `GET` → [`crate::Health`].
+pub const HEALTH: &str = "/v1/health";
+/// `GET` → [`crate::Version`].
+pub const VERSION: &str = "/v1/version";
+/// `GET` → list of [`crate::Group`].
+pub const GROUPS: &str = "/v1/groups";
+/// `GET` → list of [`crate::Vm`]; `POST` [`crate::CreateVm`] → 201 [`crate::Vm`].
+pub const VMS: &str = "/v1/vms";
+/// `GET` → [`crate::Vm`]; `DELETE` → 204.
+pub const VM: &str = "/v1/vms/{name}";
+/// `GET ?follow=BOOL` → the serial console as `application/octet-stream`.
+pub const VM_LOG: &str = "/v1/vms/{name}/log";
+/// WebSocket; see [`crate::stream`]. The first message is an [`crate::stream::Open`].
+pub const VM_STREAM: &str = "/v1/vms/{name}/stream";
+
+/// The path of one VM, with its name percent-encoded where needed.
+///
+/// VM names consist of unreserved characters only, so that anything else is encoded to a name
+/// that the daemon refuses instead of to another path.
+#[must_use]
+pub fn vm(name: &str) -> String {
+    format!("/v1/vms/{}", encode(name))
+}
+
+/// The path of one VM's log.
+#[must_use]
+pub fn vm_log(name: &str, follow: bool) -> String {
+    format!("/v1/vms/{}/log?follow={follow}", encode(name))
+}
+
+/// The path of one VM's stream endpoint.
+#[must_use]
+pub fn vm_stream(name: &str) -> String {
+    format!("/v1/vms/{}/stream", encode(name))
+}
+
+fn encode(segment: &str) -> String {
+    let mut out = String::with_capacity(segment.len());
+    for &byte in segment.as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            out.push(byte as char);
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn odd_names_cannot_leave_their_segment() {
+        assert_eq!(super::vm("a/../b?c"), "/v1/vms/a%2F..%2Fb%3Fc");
+        assert_eq!(super::vm_stream("agents-1"), "/v1/vms/agents-1/stream");
+    }
+}

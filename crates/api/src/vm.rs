@@ -1,0 +1,159 @@
+//! Resources: groups, VMs, the daemon itself.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+
+/// The daemon answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Health {
+    /// `ok`, or `stopping` while the daemon goes down.
+    pub status: String,
+}
+
+/// What runs here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Version {
+    /// Version of the daemon.
+    pub enisle: String,
+    /// Scope of this daemon: 8 hex digits that mark everything it makes on the host.
+    pub scope: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// VMM in use, for example `qemu 7.2.22 (tcg)`.
+    pub hypervisor: String,
+}
+
+/// A host group as configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Group {
+    /// Name of the group.
+    pub name: String,
+    /// VMs launched with the daemon.
+    pub count: u32,
+    /// VMs that exist now.
+    pub vms: u32,
+    /// VMs that the range can hold.
+    pub capacity: u32,
+    /// Virtual CPUs of a VM unless it asks for others.
+    pub vcpu: u8,
+    /// Memory of a VM in MiB unless it asks for another size.
+    pub ram_mb: u32,
+    /// Network of the group.
+    pub network: GroupNetwork,
+}
+
+/// A group's network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GroupNetwork {
+    /// `isolated`.
+    pub mode: String,
+    /// Range of /30 blocks, CIDR.
+    pub range: String,
+    /// Destinations refused on top of the built-in floor.
+    pub drop: Vec<String>,
+    /// Destinations allowed against the floor.
+    pub allow: Vec<String>,
+}
+
+/// Asks for a VM.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVm {
+    /// Group; may be left out when there is only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Name: 1 to 63 of `a-z`, `0-9`, `-`, not at the ends `-`. Default `GROUP-N`, lowest free N.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Virtual CPUs, 1 to 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpu: Option<u8>,
+    /// Memory in MiB, 64 to 1048576.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ram_mb: Option<u32>,
+    /// Script run once on first boot, instead of the group's; at most 256 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub userdata: Option<String>,
+    /// Answer only when exec would work.
+    #[serde(default)]
+    pub wait: bool,
+    /// With `wait`: give up after this many milliseconds and delete the VM. Default 120000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// By hand: a first-boot script may hold secrets, which must not reach a log.
+impl std::fmt::Debug for CreateVm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreateVm")
+            .field("group", &self.group)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One microVM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Vm {
+    /// Name, unique on this daemon.
+    pub name: String,
+    /// Group.
+    pub group: String,
+    /// State.
+    pub state: VmState,
+    /// Why it is in this state, when that needs a reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Network mode.
+    pub mode: String,
+    /// Address of the guest.
+    pub address: Ipv4Addr,
+    /// Its gateway.
+    pub gateway: Ipv4Addr,
+    /// Virtual CPUs.
+    pub vcpu: u8,
+    /// Memory in MiB.
+    pub ram_mb: u32,
+    /// Image.
+    pub image: String,
+    /// Process id of the VMM, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Creation time, milliseconds since the epoch.
+    pub created_ms: u64,
+    /// Milliseconds from the request to "exec works".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_after_ms: Option<u64>,
+    /// Exit status of the first-boot script, once it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub userdata_exit: Option<i32>,
+}
+
+/// State of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// Slot, disk and VMM are being made.
+    Creating,
+    /// The guest boots; its agent has not answered yet.
+    Booting,
+    /// Exec works.
+    Running,
+    /// It is being stopped and removed.
+    Stopping,
+    /// The VMM ended without being asked, or the start failed; `reason` says why.
+    Failed,
+}
+
+impl std::fmt::Display for VmState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Creating => "creating",
+            Self::Booting => "booting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Failed => "failed",
+        })
+    }
+}
