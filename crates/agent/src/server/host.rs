@@ -1,0 +1,97 @@
+//! The boot connection after the hand-over: events up, commands down, and a new connection
+//! whenever the old one breaks (a restarted daemon).
+
+use super::{Init, shutdown, userdata};
+use crate::boot::link::{Link, LinkError};
+use crate::console::say;
+use enisle_guest_proto::{BootCommand, BootEvent};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// A server looks for its daemon for as long as the guest lives.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// Where events go: the connection of the moment.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Events(Arc<Mutex<Current>>);
+
+#[derive(Debug, Default)]
+struct Current {
+    link: Option<Link>,
+    /// The script's outcome, told again on each new connection: the one it was told on may have
+    /// been broken already.
+    userdata: Option<BootEvent>,
+}
+
+impl Events {
+    fn with<T>(&self, act: impl FnOnce(&mut Current) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Uses `link` from now on, and says what a daemon has to know first.
+    fn renew(&self, mut link: Link) -> Result<(), LinkError> {
+        self.with(|current| {
+            link.send(&BootEvent::Ready {})?;
+            if let Some(event) = &current.userdata {
+                link.send(event)?;
+            }
+            current.link = Some(link);
+            Ok(())
+        })
+    }
+
+    /// Reports the script's end.
+    pub(super) fn userdata_done(&self, code: i32) {
+        self.with(|current| {
+            let event = BootEvent::UserdataDone { code };
+            if let Some(Err(e)) = current.link.as_mut().map(|link| link.send(&event)) {
+                say(format_args!("report the end of userdata: {e}"));
+            }
+            current.userdata = Some(event);
+        });
+    }
+}
+
+/// Serves `first`, or a new connection, and the next one after each that breaks.
+pub(super) fn follow(first: Option<Link>, init: Init) {
+    let events = Events::default();
+    let boot_end = userdata::BootEnd::open(init);
+    let mut next = first;
+    loop {
+        let link = match next.take().map_or_else(|| Link::open(true, FOREVER).map(|(link, _)| link), Ok) {
+            Ok(link) => link,
+            Err(e) => {
+                // Only a daemon of another version ends the search: a newer one may follow it.
+                say(format_args!("boot connection: {e}"));
+                thread::sleep(Duration::from_secs(30));
+                continue;
+            }
+        };
+        if let Err(e) = serve(link, &events, init, &boot_end) {
+            say(format_args!("boot connection: {e}; connecting again"));
+            events.with(|current| current.link = None);
+        }
+    }
+}
+
+/// Reads commands until the connection ends, which is always an error.
+fn serve(mut link: Link, events: &Events, init: Init, boot_end: &userdata::BootEnd) -> Result<(), LinkError> {
+    events.renew(link.try_clone()?)?;
+    let mut script = userdata::Script::default();
+    loop {
+        match link.receive()?.control::<BootCommand>()? {
+            BootCommand::Shutdown {} => shutdown::begin(init),
+            BootCommand::Userdata { part, last } => {
+                if let Err(e) = script.add(&part) {
+                    say(format_args!("userdata: {e}"));
+                    events.userdata_done(1);
+                    continue;
+                }
+                if last {
+                    userdata::start(std::mem::take(&mut script), boot_end.clone(), events.clone());
+                }
+            }
+        }
+    }
+}
