@@ -1,0 +1,502 @@
+//! The engine of one daemon: its ranges, its host table, its slots.
+//!
+//! Owns: which blocks have slots, host-wide state and its restoring, pacing. Refuses: the steps of
+//! one slot (`slot`), who decides about VMs (the daemon).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use ipnet::Ipv4Net;
+
+use crate::error::{NetError, Step, StepError};
+use crate::host_table::{self, SetContents};
+use crate::judge::{SlotEntry, SlotStats};
+use crate::kernel::{Answer, Kernel, Lease, Linux, Place};
+use crate::netlink::route::{Change, Link, LinkSettings};
+use crate::nft::{Batch, Table};
+use crate::plan::{Block, Range};
+use crate::policies::Policies;
+use crate::policy::CompiledPolicy;
+use crate::scope::Scope;
+use crate::slot::{Builder, Slot, SlotSpec, at};
+use crate::surroundings::Surroundings;
+
+/// Namespaces that may be going at a time. The kernel takes them away in one thread; more at once
+/// would hold up whoever makes one meanwhile (6–9 ms with 8, 75–167 ms with 256).
+const GOING_AT_ONCE: usize = 8;
+/// IPv4's smallest promise (RFC 791) and the largest packet.
+const MTU: std::ops::RangeInclusive<u32> = 576..=65_535;
+
+/// What an engine is opened with.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Marks everything this daemon makes.
+    pub scope: Scope,
+    /// Where slots' blocks come from.
+    pub ranges: Vec<Range>,
+}
+
+/// The network of all microVMs of one daemon. Methods block for milliseconds and may be called
+/// from any thread, also from several at once.
+pub struct Engine {
+    kernel: Arc<dyn Kernel>,
+    scope: Scope,
+    table: Table,
+    ranges: Vec<Range>,
+    _leases: Vec<Lease>,
+    state: Mutex<State>,
+    policies: Mutex<Policies>,
+    going: Gate,
+}
+
+/// What the engine's slots and host-wide changes are, as last written.
+#[derive(Default)]
+struct State {
+    sets: SetContents,
+    /// The judge's map of what only this host knows.
+    hosts: BTreeMap<Ipv4Net, u32>,
+    /// The whole host was a router at the last look.
+    router: bool,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("scope", &self.scope)
+            .field("ranges", &self.ranges)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens the engine in the calling thread's network namespace, which becomes "the host":
+    /// leases the ranges, loads the judge, puts the host's table in place, switches forwarding on
+    /// for the interfaces that carry slots' packets.
+    ///
+    /// # Errors
+    /// [`NetError::Open`] where the host lacks something; [`NetError::RangeLeased`],
+    /// [`NetError::RangeInUse`] and [`NetError::RangesOverlap`] for a range that cannot be had.
+    /// Nothing is left behind.
+    pub fn open(config: EngineConfig) -> Result<Engine, NetError> {
+        let kernel = Linux::open().map_err(NetError::Open)?;
+        Engine::open_on(Arc::new(kernel), config)
+    }
+
+    pub(crate) fn open_on(kernel: Arc<dyn Kernel>, config: EngineConfig) -> Result<Engine, NetError> {
+        let EngineConfig { scope, ranges } = config;
+        distinct(&ranges)?;
+        let around = look(&*kernel)?;
+        let leases = lease(&*kernel, &ranges, &around)?;
+        let own = own_links(&around, scope).map(|l| l.index).collect();
+        for range in &ranges {
+            if let Some(object) = around.in_the_way(range, &own) {
+                let next = range.next_free(&with(&around, &ranges, None));
+                return Err(NetError::RangeInUse { range: *range, object, next });
+            }
+        }
+        let engine = Engine {
+            table: scope.table(),
+            kernel,
+            scope,
+            ranges,
+            _leases: leases,
+            state: Mutex::default(),
+            policies: Mutex::default(),
+            going: Gate::new(GOING_AT_ONCE),
+        };
+        engine.settle(&around)?;
+        Ok(engine)
+    }
+
+    /// The first look: takes over what an earlier run of this scope switched on, then writes the
+    /// table and switches forwarding on. Undone when anything fails.
+    fn settle(&self, around: &Surroundings) -> Result<(), NetError> {
+        let earlier = self.kernel.elements(&self.table, host_table::OPENED);
+        let earlier = earlier.map_err(|e| NetError::Host("read the host's table", e))?;
+        let mut state = self.lock();
+        state.sets.opened = host_table::opened_from(&earlier);
+        state.router = around.router;
+        self.know(&mut state, around)?;
+        self.write_table(&state).map_err(|e| NetError::Host("write the host's table", e))?;
+        let done = self.forward(&mut state, around);
+        drop(state);
+        done.map_err(|e| {
+            // The table could be written, so it can be removed; the first error is the news.
+            let _ = self.close();
+            NetError::Host("switch forwarding on", e)
+        })
+    }
+
+    /// Makes a slot: judged and guarded before anything in it is up.
+    ///
+    /// # Errors
+    /// [`NetError::ForeignBlock`], [`NetError::BlockTaken`], [`NetError::Mtu`], or
+    /// [`NetError::Create`] with the step that failed; then everything done before is undone.
+    pub fn create(&self, spec: &SlotSpec<'_>) -> Result<Slot, NetError> {
+        let block = spec.block;
+        if !self.ranges.iter().any(|range| range.contains(block)) {
+            return Err(NetError::ForeignBlock(block));
+        }
+        if !MTU.contains(&spec.mtu) {
+            return Err(NetError::Mtu(spec.mtu));
+        }
+        if !self.lock().sets.slots.insert(block) {
+            return Err(NetError::BlockTaken(block));
+        }
+        let made = self.builder().create(spec);
+        match made {
+            Ok(slot) => match self.follow_policy() {
+                Ok(()) => Ok(slot),
+                Err(error) => {
+                    self.remove(slot)?;
+                    Err(error)
+                }
+            },
+            Err((source, left)) => {
+                self.lock().sets.slots.remove(&block);
+                Err(NetError::Create { vm_name: spec.vm_name.to_owned(), block, source, left })
+            }
+        }
+    }
+
+    /// Replaces a slot's policy. The switch is atomic: every packet is judged by the old policy or
+    /// by the new one, whole.
+    ///
+    /// # Errors
+    /// [`NetError::SetPolicy`]; the old policy still holds.
+    pub fn set_policy(&self, slot: &Slot, policy: &CompiledPolicy) -> Result<(), NetError> {
+        let block = slot.block();
+        let failed = |source| NetError::SetPolicy { block, source };
+        let mut current = slot.policy();
+        let acquired = self.policies().acquire(&*self.kernel, policy);
+        let new = at(Step::Policy, acquired).map_err(failed)?;
+        let entry = SlotEntry::new(block, new);
+        let switched = at(Step::Judge, self.kernel.set_slot(block.id(), &entry));
+        let unused = match &switched {
+            Ok(()) => std::mem::replace(&mut *current, new),
+            Err(_) => new,
+        };
+        let released = self.policies().release(&*self.kernel, unused);
+        switched.map_err(failed)?;
+        if let Err(error) = released {
+            // The new policy is in force; rows nobody refers to only take room.
+            tracing::warn!(%block, %error, "rows of the old policy are left in the judge's maps");
+        }
+        drop(current);
+        self.follow_policy()
+    }
+
+    /// Takes a slot away and waits until it is gone. The VMM must be dead; where it is not, its
+    /// interface is cut off all the same.
+    ///
+    /// # Errors
+    /// [`NetError::Remove`] with every step that failed. The block stays taken then, so that
+    /// nothing of this slot reaches another.
+    pub fn remove(&self, slot: Slot) -> Result<(), NetError> {
+        let block = slot.block();
+        let parts = slot.into_parts();
+        let pass = self.going.enter();
+        let left = self.builder().take_away(block, parts);
+        drop(pass);
+        if left.is_empty() {
+            self.lock().sets.slots.remove(&block);
+            return Ok(());
+        }
+        Err(NetError::Remove { block, left })
+    }
+
+    /// What the judge did with a slot's packets.
+    ///
+    /// # Errors
+    /// [`NetError::Host`] when the map cannot be read.
+    pub fn stats(&self, slot: &Slot) -> Result<SlotStats, NetError> {
+        let counters = self.kernel.counters(slot.block().id());
+        counters.map(SlotStats::from).map_err(|e| NetError::Host("read a slot's counters", e))
+    }
+
+    /// Looks at the host again: puts the table back where it was flushed, follows on-link
+    /// networks, uplinks and their forwarding. Call it when [`crate::Monitor`] says so.
+    ///
+    /// # Errors
+    /// [`NetError::Host`]; what could be followed is.
+    pub fn refresh(&self) -> Result<(), NetError> {
+        let around = look(&*self.kernel)?;
+        let mut state = self.lock();
+        self.know(&mut state, &around)?;
+        let failed = |e| NetError::Host("write the host's table", e);
+        if around.router && !state.router {
+            // Somebody made the host a router meanwhile: what we switched on is theirs now, and
+            // not ours to guard or to switch off.
+            self.write(&host_table::set_opened(&self.table, &BTreeSet::new())).map_err(failed)?;
+            state.sets.opened.clear();
+        }
+        state.router = around.router;
+        let present = self.kernel.elements(&self.table, host_table::LINKS);
+        let present = present.map_err(|e| NetError::Host("read the host's table", e))?;
+        if present.is_empty() {
+            self.write_table(&state).map_err(failed)?;
+        }
+        self.forward(&mut state, &around).map_err(|e| NetError::Host("switch forwarding on", e))
+    }
+
+    /// Removes interfaces of this scope that no live slot of this engine has: those of an earlier
+    /// run. The earlier run's VMMs must be dead.
+    ///
+    /// # Errors
+    /// [`NetError::Host`].
+    pub fn reclaim(&self) -> Result<usize, NetError> {
+        let around = look(&*self.kernel)?;
+        let live: BTreeSet<u32> = self.lock().sets.slots.iter().map(|b| b.host_ifindex()).collect();
+        let dead: Vec<&Link> = own_links(&around, self.scope).filter(|l| !live.contains(&l.index)).collect();
+        delete_links(&*self.kernel, &around, self.scope, &dead)?;
+        for guest in dead.iter().filter_map(|l| block_of(&self.ranges, l.index)) {
+            let forgotten = self.kernel.forget_flows(guest.guest());
+            forgotten.map_err(|e| NetError::Host("forget an earlier run's flows", e))?;
+        }
+        Ok(dead.len())
+    }
+
+    /// Removes the host's table and restores forwarding. Slots that were not removed lose their
+    /// connection; they stay judged.
+    ///
+    /// # Errors
+    /// [`NetError::Host`]; calling it again tries again.
+    pub fn close(&self) -> Result<(), NetError> {
+        let mut state = self.lock();
+        let opened = std::mem::take(&mut state.sets.opened);
+        for index in &opened {
+            if let Err(e) = self.set_forwarding(*index, false) {
+                state.sets.opened = opened;
+                return Err(NetError::Host("switch forwarding off again", e));
+            }
+        }
+        self.write(&Batch::removing(&self.table)).map_err(|e| NetError::Host("remove the host's table", e))
+    }
+
+    fn builder(&self) -> Builder<'_> {
+        Builder { kernel: &self.kernel, policies: &self.policies, scope: self.scope, table: &self.table }
+    }
+
+    /// A policy may open a network that leaves by an interface nothing left by before.
+    fn follow_policy(&self) -> Result<(), NetError> {
+        if self.policies().opened().next().is_none() {
+            return Ok(());
+        }
+        let around = look(&*self.kernel)?;
+        self.forward(&mut self.lock(), &around).map_err(|e| NetError::Host("switch forwarding on", e))
+    }
+
+    /// Switches forwarding on where slots' packets come and go, guard first, and off where they no
+    /// longer do, guard last. What forwarded before us is left alone.
+    fn forward(&self, state: &mut State, around: &Surroundings) -> Answer<()> {
+        let carriers = around.carriers(self.policies().opened());
+        let on = |i: &u32| around.links.get(i).is_some_and(|l| l.forwarding);
+        let open: Vec<u32> = carriers.iter().copied().filter(|i| !on(i)).collect();
+        let keep = |i: &&u32| carriers.contains(i) && around.links.contains_key(i);
+        let mut opened: BTreeSet<u32> = state.sets.opened.iter().filter(keep).copied().collect();
+        let closed: Vec<u32> = state.sets.opened.difference(&opened).copied().collect();
+        opened.extend(&open);
+        let guarded: BTreeSet<u32> = opened.union(&state.sets.opened).copied().collect();
+        if guarded != state.sets.opened {
+            self.write(&host_table::set_opened(&self.table, &guarded))?;
+            state.sets.opened = guarded;
+        }
+        for index in open {
+            self.set_forwarding(index, true)?;
+        }
+        for index in closed {
+            self.set_forwarding(index, false)?;
+        }
+        if opened != state.sets.opened {
+            self.write(&host_table::set_opened(&self.table, &opened))?;
+            state.sets.opened = opened;
+        }
+        Ok(())
+    }
+
+    /// No error when the interface is gone.
+    fn set_forwarding(&self, index: u32, on: bool) -> Answer<()> {
+        let settings = LinkSettings { forwarding: Some(on), ..LinkSettings::default() };
+        let change = Change::Settings(index, settings);
+        match self.kernel.change(Place::Host, &change) {
+            Err(e) if e.is_absent() => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Brings the judge's map of the host up to date: what is new first, so that nothing is open
+    /// in between.
+    fn know(&self, state: &mut State, around: &Surroundings) -> Result<(), NetError> {
+        let hosts = around.hosts(&self.ranges);
+        let failed = |e| NetError::Host("tell the judge about this host", e);
+        for (net, needed) in &hosts {
+            if state.hosts.get(net) != Some(needed) {
+                self.kernel.set_host(*net, *needed).map_err(failed)?;
+                state.hosts.insert(*net, *needed);
+            }
+        }
+        let gone: Vec<Ipv4Net> = state.hosts.keys().filter(|n| !hosts.contains_key(n)).copied().collect();
+        for net in gone {
+            self.kernel.remove_host(net).map_err(failed)?;
+            state.hosts.remove(&net);
+        }
+        Ok(())
+    }
+
+    fn write_table(&self, state: &State) -> Answer<()> {
+        self.write(&host_table::render(&self.table, &self.ranges, &state.sets))
+    }
+
+    fn write(&self, batch: &Batch) -> Answer<()> {
+        self.kernel.apply(Place::Host, batch)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn policies(&self) -> MutexGuard<'_, Policies> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Removes everything of a scope from the calling thread's namespace: for a daemon that is not to
+/// run again, or whose configuration is gone. Its processes must be dead.
+///
+/// # Errors
+/// [`NetError::Open`] and [`NetError::Host`].
+pub fn reclaim(scope: Scope) -> Result<usize, NetError> {
+    let kernel = Linux::open().map_err(NetError::Open)?;
+    let engine = Engine::open_on(Arc::new(kernel), EngineConfig { scope, ranges: Vec::new() })?;
+    let links = engine.reclaim()?;
+    engine.close()?;
+    Ok(links)
+}
+
+fn look(kernel: &dyn Kernel) -> Result<Surroundings, NetError> {
+    let failed = |e| NetError::Host("read the host's interfaces and routes", e);
+    let links = kernel.links().map_err(failed)?;
+    Ok(Surroundings {
+        links: links.into_iter().map(|l| (l.index, l)).collect::<BTreeMap<_, _>>(),
+        addresses: kernel.addresses().map_err(failed)?,
+        routes: kernel.routes().map_err(failed)?,
+        router: kernel.routes_for_all().map_err(failed)?,
+    })
+}
+
+fn distinct(ranges: &[Range]) -> Result<(), NetError> {
+    for (i, a) in ranges.iter().enumerate() {
+        if let Some(b) = ranges[i + 1..].iter().find(|b| a.overlaps(b)) {
+            return Err(NetError::RangesOverlap(*a, *b));
+        }
+    }
+    Ok(())
+}
+
+fn lease(kernel: &dyn Kernel, ranges: &[Range], around: &Surroundings) -> Result<Vec<Lease>, NetError> {
+    let mut leases = Vec::new();
+    for range in ranges {
+        match kernel.lease(range).map_err(NetError::Open)? {
+            Ok(lease) => leases.push(lease),
+            Err(by) => {
+                let next = range.next_free(&with(around, ranges, Some(by)));
+                return Err(NetError::RangeLeased { range: *range, by, next });
+            }
+        }
+    }
+    Ok(leases)
+}
+
+/// What a proposed range must keep clear of.
+fn with(around: &Surroundings, ranges: &[Range], by: Option<Range>) -> Vec<Ipv4Net> {
+    let mut taken = around.taken();
+    taken.extend(ranges.iter().chain(&by).map(Range::net));
+    taken
+}
+
+/// Interfaces that carry this scope's marks, both of them.
+fn own_links(around: &Surroundings, scope: Scope) -> impl Iterator<Item = &Link> {
+    let prefix = scope.alias_prefix();
+    around.links.values().filter(move |l| {
+        l.group == scope.group()
+            && (l.alias.starts_with(&prefix) || l.alias.is_empty())
+            && l.name.starts_with("en-")
+    })
+}
+
+fn block_of(ranges: &[Range], index: u32) -> Option<Block> {
+    let first = |r: &Range| r.block(0).map(|b| b.host_ifindex());
+    ranges.iter().find_map(|range| {
+        let i = index.checked_sub(first(range)?)?;
+        range.block(i)
+    })
+}
+
+/// By group where the whole group is dead: one wait for all instead of one for each.
+fn delete_links(
+    kernel: &dyn Kernel,
+    around: &Surroundings,
+    scope: Scope,
+    dead: &[&Link],
+) -> Result<(), NetError> {
+    let group = scope.group();
+    let members = around.links.values().filter(|l| l.group == group).count();
+    let changes = if dead.is_empty() {
+        Vec::new()
+    } else if members == dead.len() {
+        vec![Change::DeleteGroup(group)]
+    } else {
+        dead.iter().map(|l| Change::DeleteLink(l.index)).collect()
+    };
+    for change in changes {
+        match kernel.change(Place::Host, &change) {
+            Err(e) if !e.is_absent() => {
+                return Err(NetError::Host("delete an earlier run's interfaces", e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Lets a bounded number of threads through at a time.
+struct Gate {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// One place behind a gate.
+struct Pass<'a>(&'a Gate);
+
+impl Gate {
+    fn new(places: usize) -> Gate {
+        Gate { free: Mutex::new(places), freed: Condvar::new() }
+    }
+
+    fn enter(&self) -> Pass<'_> {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
+        *free -= 1;
+        Pass(self)
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.freed.notify_one();
+    }
+}
+
+/// The steps that are left, for callers that only log.
+impl NetError {
+    /// Every step that could not be undone.
+    #[must_use]
+    pub fn left(&self) -> &[StepError] {
+        match self {
+            NetError::Create { left, .. } | NetError::Remove { left, .. } => left,
+            _ => &[],
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The host's table: one for each daemon, a constant number of rules, sets keyed by slot.
+//!
+//! Owns: what the rules say. Refuses: talking to the kernel (`engine`). The boundary is the judge
+//! inside each VM's namespace; this table is reachability, flow state, and a second, independent
+//! guard.
+
+use std::collections::BTreeSet;
+
+use crate::nft::{Base, Batch, Chain, Command, Contents, Element, Hook, Key, Policy, Rule, Set, Table};
+use crate::plan::{Block, Range};
+
+/// `iface . ipv4` of every slot.
+pub(crate) const SLOTS: &str = "slots";
+/// Interface indexes this daemon's slots may have.
+pub(crate) const LINKS: &str = "links";
+/// Interface indexes any daemon's slots may have.
+const ALL_LINKS: &str = "all_links";
+
+/// Interfaces on which this daemon switched forwarding on.
+pub(crate) const OPENED: &str = "opened";
+/// Live flows by slot.
+const FLOWS: &str = "flows";
+
+/// Indexes of slot interfaces: 29 bits below this prefix (`plan`).
+const FIRST_LINK: u32 = 0x4000_0000;
+const LAST_LINK: u32 = 0x5fff_ffff;
+/// Flows one slot may have at a time. 256 slots stay below the usual size of the host's table.
+const FLOWS_PER_SLOT: u32 = 4096;
+/// Slots that can have live flows at a time.
+const FLOW_OWNERS: u32 = 65_536;
+
+const RAW: i32 = -300;
+const FILTER: i32 = 0;
+const SRCNAT: i32 = 100;
+
+/// What the sets hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SetContents {
+    pub(crate) slots: BTreeSet<Block>,
+
+    pub(crate) opened: BTreeSet<u32>,
+}
+
+/// The whole table, replacing one that exists, in one transaction.
+pub(crate) fn render(table: &Table, ranges: &[Range], contents: &SetContents) -> Batch {
+    let mut batch = Batch::replacing(table);
+    let commands = &mut batch.0;
+    commands.extend(sets().map(|set| Command::AddSet(table.clone(), set)));
+    commands.extend(chains().map(|chain| Command::AddChain(table.clone(), chain)));
+    let rules = rules(ranges);
+    commands.extend(rules.into_iter().map(|(chain, rule)| Command::AddRule(table.clone(), chain, rule)));
+    let mut fill = |set, elements: Vec<Element>| {
+        if !elements.is_empty() {
+            commands.push(Command::AddElements(table.clone(), set, elements));
+        }
+    };
+    fill(LINKS, link_intervals(ranges));
+    fill(ALL_LINKS, Element::interval(FIRST_LINK, LAST_LINK).collect());
+
+    fill(OPENED, contents.opened.iter().map(|i| link(*i)).collect());
+    fill(SLOTS, contents.slots.iter().map(|b| slot(*b)).collect());
+    batch
+}
+
+/// Lets a slot's packets past the guard.
+pub(crate) fn admit(table: &Table, block: Block) -> Batch {
+    Batch(vec![Command::AddElements(table.clone(), SLOTS, vec![slot(block)])])
+}
+
+/// Takes that back.
+pub(crate) fn expel(table: &Table, block: Block) -> Batch {
+    Batch(vec![Command::DeleteElements(table.clone(), SLOTS, vec![slot(block)])])
+}
+
+/// Replaces the interfaces that forward for slots only.
+pub(crate) fn set_opened(table: &Table, links: &BTreeSet<u32>) -> Batch {
+    let mut commands = vec![Command::FlushSet(table.clone(), OPENED)];
+    if !links.is_empty() {
+        let elements = links.iter().map(|i| link(*i)).collect();
+        commands.push(Command::AddElements(table.clone(), OPENED, elements));
+    }
+    Batch(commands)
+}
+
+/// Reads [`OPENED`] back.
+pub(crate) fn opened_from(elements: &[Element]) -> BTreeSet<u32> {
+    let index = |e: &Element| e.key.as_slice().try_into().ok().map(u32::from_ne_bytes);
+    elements.iter().filter_map(index).collect()
+}
+
+fn sets() -> impl Iterator<Item = Set> {
+    let set = |name, key, contents| Set { name, key, contents };
+    [
+        set(SLOTS, Key::InterfaceAddress, Contents::Values),
+        set(LINKS, Key::Interface, Contents::Intervals),
+        set(ALL_LINKS, Key::Interface, Contents::Intervals),
+        set(OPENED, Key::Interface, Contents::Values),
+        set(FLOWS, Key::Address, Contents::Dynamic(FLOW_OWNERS)),
+    ]
+    .into_iter()
+}
+
+fn chains() -> impl Iterator<Item = Chain> {
+    let base = |name, hook, priority, nat| Chain {
+        name,
+        base: Some(Base { nat, hook, priority, policy: Policy::Accept }),
+    };
+    let plain = |name| Chain { name, base: None };
+    [
+        plain("refuse"),
+        plain("guard"),
+        plain("from_slot"),
+        plain("to_slot"),
+        plain("host_to_slot"),
+        base("prerouting", Hook::Prerouting, RAW, false),
+        base("input", Hook::Input, FILTER, false),
+        base("forward", Hook::Forward, FILTER, false),
+        base("output", Hook::Output, FILTER, false),
+        base("postrouting", Hook::Postrouting, SRCNAT, true),
+    ]
+    .into_iter()
+}
+
+fn rules(ranges: &[Range]) -> Vec<(&'static str, Rule)> {
+    let r = Rule::new;
+    let mut rules = vec![
+        ("refuse", r().tcp().counter().reset()),
+        ("refuse", r().counter().prohibit()),
+        // From a slot, before connection tracking, address translation and routing: so published
+        // ports, which another table translates, are refused with every other host address.
+        ("guard", r().ipv6().counter().drop()),
+        ("guard", r().iif_source_not_in(SLOTS).counter().drop()),
+        ("guard", r().destination_not_unicast().goto("refuse")),
+        ("prerouting", r().iif_within(LINKS).goto("guard")),
+    ];
+    // From elsewhere, nobody is or addresses a slot: answers come to the host's own address and
+    // are translated back later. Another daemon's guest is told.
+    for range in ranges {
+        rules.push(("prerouting", r().source_within(range.net()).counter().drop()));
+        rules.push(("prerouting", r().iif_within(ALL_LINKS).destination_within(range.net()).goto("refuse")));
+        rules.push(("prerouting", r().destination_within(range.net()).counter().drop()));
+    }
+    rules.extend([
+        ("input", r().iif_within(LINKS).goto("refuse")),
+        ("from_slot", r().ipv6().counter().drop()),
+        ("from_slot", r().oif_within(ALL_LINKS).goto("refuse")),
+        // An untranslated packet would show the slot's address outside.
+        ("from_slot", r().ct_invalid().counter().drop()),
+        // Somebody's translation leads elsewhere than what was judged.
+        ("from_slot", r().ct_dnat().goto("refuse")),
+        // Before the flow is confirmed, so one guest cannot fill the host's table.
+        ("from_slot", r().ct_new().flows_over(FLOWS, FLOWS_PER_SLOT).goto("refuse")),
+        ("from_slot", r().clamp_mss()),
+        ("from_slot", r().accept()),
+        ("to_slot", r().ipv6().counter().drop()),
+        ("to_slot", r().clamp_mss()),
+        ("to_slot", r().ct_established().accept()),
+        ("to_slot", r().counter().drop()),
+        ("forward", r().iif_within(LINKS).goto("from_slot")),
+        ("forward", r().oif_within(LINKS).goto("to_slot")),
+        // Another daemon's slot: its own table decides.
+        ("forward", r().oif_within(ALL_LINKS).back()),
+        // Forwarding is on here for slots only; nothing else was forwarded before.
+        ("forward", r().iif_in(OPENED).counter().drop()),
+        // The host itself sends a guest errors about its own packets and nothing else.
+        ("host_to_slot", r().ipv6().counter().drop()),
+        ("host_to_slot", r().tcp_reset_segment().accept()),
+        ("host_to_slot", r().icmp_unreachable().accept()),
+        ("host_to_slot", r().icmp_time_exceeded().accept()),
+        ("host_to_slot", r().counter().drop()),
+        ("output", r().oif_within(LINKS).goto("host_to_slot")),
+    ]);
+    for range in ranges {
+        rules.push(("postrouting", r().source_within(range.net()).masquerade()));
+    }
+    rules
+}
+
+fn slot(block: Block) -> Element {
+    let mut key = block.host_ifindex().to_ne_bytes().to_vec();
+    key.extend(block.guest().octets());
+    Element::value(&key)
+}
+
+fn link(index: u32) -> Element {
+    Element::value(&index.to_ne_bytes())
+}
+
+/// A range's slots have consecutive indexes. Ranges that touch become one interval, since an
+/// interval set wants its intervals apart.
+fn link_intervals(ranges: &[Range]) -> Vec<Element> {
+    let mut spans: Vec<(u32, u32)> = ranges
+        .iter()
+        .filter_map(|range| {
+            let last = range.block(range.capacity() - 1)?;
+            Some((range.block(0)?.host_ifindex(), last.host_ifindex()))
+        })
+        .collect();
+    spans.sort_unstable();
+    let mut merged: Vec<(u32, u32)> = Vec::new();
+    for (first, last) in spans {
+        match merged.last_mut() {
+            Some((_, end)) if first <= end.saturating_add(1) => *end = last.max(*end),
+            _ => merged.push((first, last)),
+        }
+    }
+    merged.into_iter().flat_map(|(first, last)| Element::interval(first, last)).collect()
+}

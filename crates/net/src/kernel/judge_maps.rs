@@ -1,0 +1,251 @@
+//! The judge in the kernel: loading it once, its maps.
+//!
+//! Owns: the embedded object, byte layouts of keys and values (`bpf/judge.c`). Refuses: attaching
+//! (rtnetlink does that), what the rows mean (`judge`).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Mutex;
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
+use aya::programs::SchedClassifier;
+use aya::util::nr_cpus;
+use aya::{Ebpf, EbpfLoader};
+use ipnet::Ipv4Net;
+
+use super::netns::lock;
+use super::{Answer, KernelError, Program};
+use crate::judge::{AddressEntry, COUNTERS, Counters, PolicyId, PortRow, SlotEntry, VerdictValue};
+
+/// Alignment as an ELF reader wants it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/judge.o"));
+
+/// `struct counters`: the counters and the two words of the limit.
+type CountersValue = [u64; COUNTERS + 2];
+type SlotMap = HashMap<MapData, u32, [u8; 24]>;
+type CounterMap = PerCpuHashMap<MapData, u32, CountersValue>;
+type AddressMap = LpmTrie<MapData, [u8; 8], [u8; 12]>;
+type HostMap = LpmTrie<MapData, [u8; 4], u32>;
+type PortMap = LpmTrie<MapData, [u8; 12], [u8; 12]>;
+
+/// Bits of an LPM key before the address or the port.
+const POLICY_BITS: u32 = 32;
+const PORT_BITS: u32 = 80;
+
+/// The loaded programs and their maps. Dropping it unloads them, unless an interface still holds
+/// a program.
+pub(super) struct Judge {
+    programs: Ebpf,
+    slots: Mutex<SlotMap>,
+    counters: Mutex<CounterMap>,
+    addresses: Mutex<AddressMap>,
+    ports: Mutex<PortMap>,
+    hosts: Mutex<HostMap>,
+}
+
+fn name(program: Program) -> &'static str {
+    match program {
+        Program::FromGuest => "from_guest",
+        Program::ToGuest => "to_guest",
+    }
+}
+
+impl Judge {
+    /// Loads both programs.
+    pub(super) fn load() -> Answer<Judge> {
+        let other = |e: &dyn std::error::Error| {
+            KernelError::new("loading the judge (bpf)", io::Error::other(describe(e)))
+        };
+        let mut programs = EbpfLoader::new().load(OBJECT).map_err(|e| other(&e))?;
+        for which in [Program::FromGuest, Program::ToGuest] {
+            let program = programs.program_mut(name(which)).ok_or_else(|| missing(name(which)))?;
+            let classifier: &mut SchedClassifier = program.try_into().map_err(|e| other(&e))?;
+            classifier.load().map_err(|e| other(&e))?;
+        }
+        Ok(Judge {
+            slots: Mutex::new(take(&mut programs, "slots")?),
+            counters: Mutex::new(take(&mut programs, "counters")?),
+            addresses: Mutex::new(take(&mut programs, "addresses")?),
+            ports: Mutex::new(take(&mut programs, "ports")?),
+            hosts: Mutex::new(take(&mut programs, "hosts")?),
+            programs,
+        })
+    }
+
+    /// The program's descriptor and the name it is attached under.
+    pub(super) fn program(&self, which: Program) -> Answer<(BorrowedFd<'_>, &'static str)> {
+        let program = self.programs.program(name(which)).ok_or_else(|| missing(name(which)))?;
+        let fd = program.fd().map_err(|e| KernelError::new(name(which), io::Error::other(e)))?;
+        Ok((fd.as_fd(), name(which)))
+    }
+
+    pub(super) fn set_slot(&self, id: u32, slot: &SlotEntry) -> Answer<()> {
+        let mut counters = lock(&self.counters);
+        if counters.get(&id, 0).is_err() {
+            let cpus = nr_cpus().map_err(|(_, e)| KernelError::new("counting CPUs", e))?;
+            let zero = PerCpuValues::try_from(vec![[0; COUNTERS + 2]; cpus])
+                .map_err(|e| KernelError::new("counters of a slot", e))?;
+            map_answer("counters of a slot", counters.insert(id, zero, 0))?;
+        }
+        let done = lock(&self.slots).insert(id, slot_bytes(slot), 0);
+        if done.is_err() {
+            // Never in the way of the error: the row is removed with the slot in any case.
+            let _ = counters.remove(&id);
+        }
+        map_answer("entry of a slot", done)
+    }
+
+    pub(super) fn remove_slot(&self, id: u32) -> Answer<()> {
+        let slot = absent_is_fine("entry of a slot", lock(&self.slots).remove(&id));
+        let counters = absent_is_fine("counters of a slot", lock(&self.counters).remove(&id));
+        slot.and(counters)
+    }
+
+    pub(super) fn counters(&self, id: u32) -> Answer<Counters> {
+        let values = map_answer("counters of a slot", lock(&self.counters).get(&id, 0))?;
+        let mut sum = Counters::default();
+        for cpu in values.iter() {
+            for (total, value) in sum.0.iter_mut().zip(cpu) {
+                *total += value;
+            }
+        }
+        Ok(sum)
+    }
+
+    pub(super) fn add_address(&self, policy: PolicyId, e: &AddressEntry) -> Answer<()> {
+        let value = verdict_bytes(&e.verdict);
+        let done = lock(&self.addresses).insert(&address_key(policy, e), value, 0);
+        map_answer("policy entry", done)
+    }
+
+    pub(super) fn remove_address(&self, policy: PolicyId, e: &AddressEntry) -> Answer<()> {
+        let done = lock(&self.addresses).remove(&address_key(policy, e));
+        absent_is_fine("policy entry", done)
+    }
+
+    pub(super) fn add_ports(&self, policy: PolicyId, row: &PortRow) -> Answer<()> {
+        let value = verdict_bytes(&row.verdict);
+        let done = lock(&self.ports).insert(&port_key(policy, row), value, 0);
+        map_answer("port entry", done)
+    }
+
+    pub(super) fn set_host(&self, net: Ipv4Net, needed: u32) -> Answer<()> {
+        let done = lock(&self.hosts).insert(&host_key(net), needed, 0);
+        map_answer("host network", done)
+    }
+
+    pub(super) fn remove_host(&self, net: Ipv4Net) -> Answer<()> {
+        absent_is_fine("host network", lock(&self.hosts).remove(&host_key(net)))
+    }
+
+    pub(super) fn remove_ports(&self, policy: PolicyId, row: &PortRow) -> Answer<()> {
+        let done = lock(&self.ports).remove(&port_key(policy, row));
+        absent_is_fine("port entry", done)
+    }
+}
+
+fn take<M: TryFrom<Map, Error = MapError>>(programs: &mut Ebpf, map: &str) -> Answer<M> {
+    let found = programs.take_map(map).ok_or_else(|| missing(map))?;
+    map_answer(map, M::try_from(found))
+}
+
+fn missing(what: &str) -> KernelError {
+    KernelError::new(format!("`{what}` in the judge"), io::Error::from(io::ErrorKind::NotFound))
+}
+
+fn map_answer<T>(what: &str, done: Result<T, MapError>) -> Answer<T> {
+    done.map_err(|e| {
+        let errno = match e {
+            MapError::SyscallError(e) => e.io_error,
+            MapError::KeyNotFound => io::Error::from_raw_os_error(libc::ENOENT),
+            other => io::Error::other(other),
+        };
+        KernelError::new(format!("bpf map: {what}"), errno)
+    })
+}
+
+fn absent_is_fine(what: &str, done: Result<(), MapError>) -> Answer<()> {
+    match map_answer(what, done) {
+        Err(e) if e.is_absent() => Ok(()),
+        other => other,
+    }
+}
+
+/// An error with its causes in one line: the verifier's words are at the bottom.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(e) = source {
+        text = format!("{text}: {e}");
+        source = e.source();
+    }
+    text
+}
+
+fn slot_bytes(slot: &SlotEntry) -> [u8; 24] {
+    let mut bytes = [0; 24];
+    bytes[0..4].copy_from_slice(&slot.guest.octets());
+    bytes[4..8].copy_from_slice(&slot.gateway.octets());
+    bytes[8..12].copy_from_slice(&slot.policy.0.to_ne_bytes());
+    bytes[12..18].copy_from_slice(&slot.guest_mac.octets());
+    bytes[18..24].copy_from_slice(&slot.gateway_mac.octets());
+    bytes
+}
+
+fn verdict_bytes(v: &VerdictValue) -> [u8; 12] {
+    let mut bytes = [0; 12];
+    bytes[0..4].copy_from_slice(&v.rule.0.to_ne_bytes());
+    bytes[4..8].copy_from_slice(&v.table.to_ne_bytes());
+    bytes[8] = u8::from(v.allow);
+    bytes[9] = u8::from(v.fragments);
+    bytes[10] = v.opens;
+    bytes
+}
+
+fn address_key(policy: PolicyId, e: &AddressEntry) -> Key<[u8; 8]> {
+    let mut data = [0; 8];
+    data[0..4].copy_from_slice(&policy.0.to_ne_bytes());
+    data[4..8].copy_from_slice(&e.net.network().octets());
+    Key::new(POLICY_BITS + u32::from(e.net.prefix_len()), data)
+}
+
+fn host_key(net: Ipv4Net) -> Key<[u8; 4]> {
+    Key::new(u32::from(net.prefix_len()), net.network().octets())
+}
+
+fn port_key(policy: PolicyId, row: &PortRow) -> Key<[u8; 12]> {
+    let mut data = [0; 12];
+    data[0..4].copy_from_slice(&policy.0.to_ne_bytes());
+    data[4..8].copy_from_slice(&row.table.to_ne_bytes());
+    data[8] = row.proto;
+    data[10..12].copy_from_slice(&row.port.to_be_bytes());
+    Key::new(PORT_BITS + u32::from(row.len), data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Block;
+    use crate::policy::RuleId;
+
+    #[test]
+    fn layouts_are_those_of_judge_c() {
+        let block = Block::from_guest("169.254.100.2".parse().unwrap());
+        let slot = slot_bytes(&SlotEntry::new(block, PolicyId(7)));
+        assert_eq!(slot[0..8], [169, 254, 100, 2, 169, 254, 100, 1]);
+        assert_eq!(slot[8..12], 7u32.to_ne_bytes());
+        assert_eq!(slot[12..18], block.guest_mac().octets());
+
+        let verdict = VerdictValue { rule: RuleId(3), table: 2, allow: true, fragments: false, opens: 24 };
+        assert_eq!(verdict_bytes(&verdict)[8..], [1, 0, 24, 0]);
+        let row = PortRow { table: 2, proto: 6, port: 5432, len: 16, verdict };
+        let key = port_key(PolicyId(1), &row);
+        assert_eq!(key.prefix_len(), 96);
+        assert_eq!(key.data()[8..], [6, 0, 0x15, 0x38]);
+        let net = "10.1.0.0/16".parse().unwrap();
+        let key = address_key(PolicyId(1), &AddressEntry { net, verdict });
+        assert_eq!(key.prefix_len(), 48);
+        assert_eq!(key.data()[4..], [10, 1, 0, 0]);
+    }
+}

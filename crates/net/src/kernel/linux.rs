@@ -1,0 +1,274 @@
+//! The kernel trait on Linux.
+//!
+//! Owns: the sockets in the host's namespace, the loaded judge, which call goes where. Refuses:
+//! any other process: nothing here runs `ip`, `nft` or `sysctl`.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+
+use super::judge_maps::Judge;
+use super::netlink_socket::{LinkWatch, NetlinkSocket};
+use super::netns::{Inside, lock};
+use super::{Answer, Kernel, KernelError, Lease, Netns, Place, Program, TapSpec, netns, sock_diag, tap};
+use crate::judge::{AddressEntry, Counters, PolicyId, PortRow, SlotEntry};
+use crate::netlink::route::{self, Address, Change, Link, LinkSettings, Route, Veth};
+use crate::nft::{self, Batch, Element, Table};
+use crate::plan::Range;
+
+/// Held for the daemon's whole life.
+pub(crate) struct Linux {
+    host: OwnedFd,
+    route: Mutex<NetlinkSocket>,
+    netfilter: Mutex<NetlinkSocket>,
+    judge: Judge,
+}
+
+impl Linux {
+    /// Opens everything in the calling thread's namespace, which becomes the host.
+    pub(crate) fn open() -> Answer<Linux> {
+        let open = |protocol, what| NetlinkSocket::open(protocol).map_err(|e| KernelError::new(what, e));
+        tap::open_device()
+            .map_err(|e| KernelError::new("opening /dev/net/tun (is the kernel module `tun` there?)", e))?;
+        Ok(Linux {
+            host: netns::current().map_err(|e| KernelError::new("opening this namespace", e))?,
+            route: Mutex::new(open(NETLINK_ROUTE, "opening an rtnetlink socket")?),
+            netfilter: Mutex::new(open(NETLINK_NETFILTER, "opening an nfnetlink socket")?),
+            judge: Judge::load()?,
+        })
+    }
+
+    /// Runs `work` in the host's namespace, wherever the caller is.
+    fn in_host<T: Send>(&self, what: &str, work: impl FnOnce() -> Answer<T> + Send) -> Answer<T> {
+        netns::run_in(self.host.as_fd(), work).map_err(|e| KernelError::new(what, e))?
+    }
+
+    fn route_socket<'a>(&'a self, place: Place<'a>) -> Answer<MutexGuard<'a, NetlinkSocket>> {
+        match place {
+            Place::Host => Ok(lock(&self.route)),
+            Place::Inside(netns) => Ok(lock(&inside(netns)?.route)),
+        }
+    }
+
+    fn netfilter_socket<'a>(&'a self, place: Place<'a>) -> Answer<MutexGuard<'a, NetlinkSocket>> {
+        match place {
+            Place::Host => Ok(lock(&self.netfilter)),
+            Place::Inside(netns) => Ok(lock(&inside(netns)?.netfilter)),
+        }
+    }
+
+    fn dump<T>(
+        &self,
+        what: &str,
+        request: crate::netlink::Message,
+        parse: impl Fn(&crate::netlink::Received<'_>) -> Option<T>,
+    ) -> Answer<Vec<T>> {
+        let mut all = Vec::new();
+        lock(&self.route).dump(what, request, |m| all.extend(parse(m)))?;
+        Ok(all)
+    }
+
+    fn link_exists(&self, index: u32) -> Answer<bool> {
+        let what = "RTM_GETLINK";
+        match lock(&self.route).dump(what, route::link_request(index), |_| ()) {
+            Ok(()) => Ok(true),
+            Err(e) if e.is_absent() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+fn inside(netns: &Netns) -> Answer<&Inside> {
+    netns.inside.as_ref().ok_or_else(|| sealed("changing a namespace"))
+}
+
+/// What cannot be done any more once a namespace is set up.
+fn sealed(what: &str) -> KernelError {
+    KernelError::new(what, io::Error::from(io::ErrorKind::NotConnected))
+}
+
+impl Kernel for Linux {
+    fn new_netns(&self) -> Answer<Netns> {
+        netns::create().map_err(|e| KernelError::new("unshare(CLONE_NEWNET)", e))
+    }
+
+    fn seal(&self, netns: &mut Netns) {
+        netns.inside = None;
+    }
+
+    fn create_tap(&self, netns: &Netns, spec: &TapSpec) -> Answer<()> {
+        let device = netns::lock(&netns.queue).take();
+        let device = device.ok_or_else(|| sealed("making a tap"))?;
+        tap::create(&device, spec.name, spec.index, spec.owner)
+            .map_err(|e| KernelError::new("TUNSETIFF", e))?;
+        let settings = LinkSettings { mac: Some(spec.mac), mtu: Some(spec.mtu), ..LinkSettings::default() };
+        *netns::lock(&netns.queue) = Some(device);
+        self.change(Place::Inside(netns), &Change::Settings(spec.index, settings))
+    }
+
+    fn open_tap(&self, netns: &Netns, name: &'static str) -> Answer<OwnedFd> {
+        if let Some(first) = netns::lock(&netns.queue).take() {
+            return Ok(first.into());
+        }
+        let open = || {
+            let device = tap::open_device()?;
+            tap::attach(&device, name)?;
+            Ok(OwnedFd::from(device))
+        };
+        let opened = netns::run_in(netns.as_fd(), open).and_then(|r| r);
+        opened.map_err(|e: io::Error| KernelError::new(format!("opening a queue of {name}"), e))
+    }
+
+    fn create_veth(&self, netns: &Netns, veth: &Veth) -> Answer<()> {
+        let message = route::veth(veth, netns.fd.as_raw_fd());
+        lock(&self.route).request(&format!("RTM_NEWLINK {}", veth.name), message)
+    }
+
+    fn change(&self, place: Place<'_>, change: &Change) -> Answer<()> {
+        let mut socket = self.route_socket(place)?;
+        let done = socket.request(change.what(), change.message());
+        match (done, change) {
+            // A kernel booted with ipv6.disable=1 has no IPv6 to switch off.
+            (Err(e), Change::Settings(index, s))
+                if e.errno() == Some(libc::EAFNOSUPPORT) && s.no_ipv6_address =>
+            {
+                let without = LinkSettings { no_ipv6_address: false, ..s.clone() };
+                let again = Change::Settings(*index, without);
+                socket.request(again.what(), again.message())
+            }
+            (done, _) => done,
+        }
+    }
+
+    fn attach(&self, netns: &Netns, index: u32, program: Program) -> Answer<()> {
+        let (fd, name) = self.judge.program(program)?;
+        let message = route::classifier(index, fd.as_raw_fd(), name);
+        lock(&inside(netns)?.route).request("RTM_NEWTFILTER bpf", message)
+    }
+
+    fn apply(&self, place: Place<'_>, batch: &Batch) -> Answer<()> {
+        self.netfilter_socket(place)?.transaction("nf_tables transaction", nft::messages(batch))
+    }
+
+    fn elements(&self, table: &Table, set: &'static str) -> Answer<Vec<Element>> {
+        let mut all = Vec::new();
+        let request = nft::elements_request(table, set);
+        let done = lock(&self.netfilter).dump(&format!("{table} set {set}"), request, |m| {
+            all.extend(nft::parse_elements(m));
+        });
+        match done {
+            Err(e) if e.is_absent() => Ok(Vec::new()),
+            Err(e) => Err(e),
+            Ok(()) => Ok(all),
+        }
+    }
+
+    fn retire(&self, netns: Netns, outer: Option<u32>, patience: Duration) -> Answer<()> {
+        let Some(index) = outer else {
+            return Ok(());
+        };
+        // Subscribed first: a link that goes in between is seen.
+        let watch = self.in_host("watching links", || {
+            LinkWatch::open().map_err(|e| KernelError::new("watching links", e))
+        });
+        drop(netns);
+        let deadline = Instant::now() + patience;
+        if let Ok(mut watch) = watch {
+            while self.link_exists(index)? {
+                match watch.next_deleted(deadline) {
+                    Ok(true) => {}
+                    Ok(false) | Err(_) => break,
+                }
+            }
+        }
+        // Somebody else still holds the namespace (a VMM that did not die): cut it off.
+        match self.change(Place::Host, &Change::DeleteLink(index)) {
+            Err(e) if e.is_absent() => Ok(()),
+            done => done,
+        }
+    }
+
+    fn routes_for_all(&self) -> Answer<bool> {
+        let mut all = false;
+        let request = route::forwarding_request();
+        lock(&self.route).dump("RTM_GETNETCONF", request, |m| {
+            all = route::parse_forwarding(m).unwrap_or(false);
+        })?;
+        Ok(all)
+    }
+
+    fn links(&self) -> Answer<Vec<Link>> {
+        self.dump("RTM_GETLINK", route::links_request(), route::parse_link)
+    }
+
+    fn addresses(&self) -> Answer<Vec<Address>> {
+        let request = route::addresses_request();
+        self.dump("RTM_GETADDR", request, route::parse_address)
+    }
+
+    fn routes(&self) -> Answer<Vec<Route>> {
+        self.dump("RTM_GETROUTE", route::routes_request(), route::parse_route)
+    }
+
+    fn forget_flows(&self, guest: Ipv4Addr) -> Answer<()> {
+        let mut socket = lock(&self.netfilter);
+        let mut flows = Vec::new();
+        let what = "deleting connection-tracking entries";
+        let request = crate::netlink::conntrack::dump_request(guest);
+        socket.dump(what, request, |m| {
+            flows.extend(crate::netlink::conntrack::parse_flow(m, guest));
+        })?;
+        for flow in flows {
+            match socket.request(what, flow.delete_request()) {
+                Err(e) if !e.is_absent() => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn lease(&self, range: &Range) -> Answer<Result<Lease, Range>> {
+        self.in_host("leasing a range", || sock_diag::lease(range))
+    }
+
+    fn set_slot(&self, id: u32, slot: &SlotEntry) -> Answer<()> {
+        self.judge.set_slot(id, slot)
+    }
+
+    fn remove_slot(&self, id: u32) -> Answer<()> {
+        self.judge.remove_slot(id)
+    }
+
+    fn counters(&self, id: u32) -> Answer<Counters> {
+        self.judge.counters(id)
+    }
+
+    fn add_address(&self, policy: PolicyId, entry: &AddressEntry) -> Answer<()> {
+        self.judge.add_address(policy, entry)
+    }
+
+    fn remove_address(&self, policy: PolicyId, entry: &AddressEntry) -> Answer<()> {
+        self.judge.remove_address(policy, entry)
+    }
+
+    fn add_ports(&self, policy: PolicyId, row: &PortRow) -> Answer<()> {
+        self.judge.add_ports(policy, row)
+    }
+
+    fn remove_ports(&self, policy: PolicyId, row: &PortRow) -> Answer<()> {
+        self.judge.remove_ports(policy, row)
+    }
+
+    fn set_host(&self, net: Ipv4Net, needed: u32) -> Answer<()> {
+        self.judge.set_host(net, needed)
+    }
+
+    fn remove_host(&self, net: Ipv4Net) -> Answer<()> {
+        self.judge.remove_host(net)
+    }
+}

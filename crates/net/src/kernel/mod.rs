@@ -1,0 +1,147 @@
+//! The kernel as the engine sees it: the only system calls of this crate are below here.
+//!
+//! Owns: the [`Kernel`] trait, its Linux implementation, and the in-memory one that tests use to
+//! fail every call once. Refuses: order and undo (`slot`), the meaning of tables and maps.
+
+mod judge_maps;
+mod linux;
+pub(crate) mod monitor;
+mod netlink_socket;
+pub(crate) mod netns;
+mod sock_diag;
+mod tap;
+
+use std::fmt;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+pub(crate) use linux::Linux;
+pub(crate) use netns::Netns;
+
+use ipnet::Ipv4Net;
+
+use crate::judge::{AddressEntry, Counters, PolicyId, PortRow, SlotEntry};
+use crate::netlink::route::{Address, Change, Link, Route, Veth};
+use crate::nft::{Batch, Element, Table};
+use crate::plan::{MacAddr, Range};
+
+/// A request the kernel refused.
+#[derive(Debug, thiserror::Error)]
+pub struct KernelError {
+    /// What was asked for, with its object.
+    request: String,
+    /// What the kernel said besides the number (`NLMSGERR_ATTR_MSG`).
+    said: Option<String>,
+    #[source]
+    errno: io::Error,
+}
+
+impl fmt::Display for KernelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.request)?;
+        match &self.said {
+            Some(said) => write!(f, " ({said})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl KernelError {
+    pub(crate) fn new(request: impl Into<String>, errno: impl Into<io::Error>) -> KernelError {
+        KernelError { request: request.into(), said: None, errno: errno.into() }
+    }
+
+    fn with_message(mut self, said: Option<String>) -> KernelError {
+        self.said = said;
+        self
+    }
+
+    /// The error number, where there is one.
+    pub(crate) fn errno(&self) -> Option<i32> {
+        self.errno.raw_os_error()
+    }
+
+    /// What was to be removed is not there.
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(self.errno(), Some(libc::ENODEV | libc::ENOENT | libc::ESRCH | libc::ENXIO))
+    }
+}
+
+/// Answer of every call.
+pub(crate) type Answer<T> = Result<T, KernelError>;
+
+/// Which namespace a change is for.
+#[derive(Clone, Copy)]
+pub(crate) enum Place<'a> {
+    /// The one the engine was opened in.
+    Host,
+    /// A VM's own.
+    Inside(&'a Netns),
+}
+
+/// A persistent tap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TapSpec {
+    pub(crate) name: &'static str,
+    pub(crate) index: u32,
+    pub(crate) mac: MacAddr,
+    pub(crate) mtu: u32,
+    pub(crate) owner: (u32, u32),
+}
+
+/// The judge's two programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Program {
+    FromGuest,
+    ToGuest,
+}
+
+/// A claim on a range, dropped by the kernel when its holder dies.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    /// Kept for its lifetime only.
+    pub(crate) _socket: Option<OwnedFd>,
+}
+
+/// Everything the engine asks of the kernel. Each call does one thing and either did it or not.
+pub(crate) trait Kernel: Send + Sync {
+    /// A new namespace, held by nothing but the returned descriptors.
+    fn new_netns(&self) -> Answer<Netns>;
+    /// Closes what a namespace was set up with. After it only one descriptor is held.
+    fn seal(&self, netns: &mut Netns);
+    fn create_tap(&self, netns: &Netns, tap: &TapSpec) -> Answer<()>;
+    /// A queue of an existing tap, with `IFF_VNET_HDR`.
+    fn open_tap(&self, netns: &Netns, name: &'static str) -> Answer<OwnedFd>;
+    fn create_veth(&self, netns: &Netns, veth: &Veth) -> Answer<()>;
+    fn change(&self, place: Place<'_>, change: &Change) -> Answer<()>;
+    /// Puts one of the judge's programs on the ingress of an interface inside.
+    fn attach(&self, netns: &Netns, index: u32, program: Program) -> Answer<()>;
+    fn apply(&self, place: Place<'_>, batch: &Batch) -> Answer<()>;
+    /// The elements of a set in the host's namespace; none when the set or its table is missing.
+    fn elements(&self, table: &Table, set: &'static str) -> Answer<Vec<Element>>;
+    /// Gives a namespace up and, where `outer` names the host's end of its veth, waits until that
+    /// is gone; removes it itself when `patience` is over.
+    fn retire(&self, netns: Netns, outer: Option<u32>, patience: Duration) -> Answer<()>;
+    /// `net.ipv4.conf.all.forwarding`: the whole host is a router.
+    fn routes_for_all(&self) -> Answer<bool>;
+    fn links(&self) -> Answer<Vec<Link>>;
+    fn addresses(&self) -> Answer<Vec<Address>>;
+    fn routes(&self) -> Answer<Vec<Route>>;
+    /// Deletes every connection-tracking entry that `guest` started.
+    fn forget_flows(&self, guest: Ipv4Addr) -> Answer<()>;
+    fn lease(&self, range: &Range) -> Answer<Result<Lease, Range>>;
+
+    fn set_slot(&self, id: u32, slot: &SlotEntry) -> Answer<()>;
+    /// Removes a slot and its counters; no error when there are none.
+    fn remove_slot(&self, id: u32) -> Answer<()>;
+    fn counters(&self, id: u32) -> Answer<Counters>;
+    fn add_address(&self, policy: PolicyId, entry: &AddressEntry) -> Answer<()>;
+    fn remove_address(&self, policy: PolicyId, entry: &AddressEntry) -> Answer<()>;
+    fn add_ports(&self, policy: PolicyId, row: &PortRow) -> Answer<()>;
+    fn remove_ports(&self, policy: PolicyId, row: &PortRow) -> Answer<()>;
+    /// What only this host knows of a network: the prefix length an operator's `allow` needs.
+    fn set_host(&self, net: Ipv4Net, needed: u32) -> Answer<()>;
+    fn remove_host(&self, net: Ipv4Net) -> Answer<()>;
+}

@@ -1,0 +1,36 @@
+//! Isolated networking for microVMs: slots, policy, the judge.
+//!
+//! Owns: the contract of `docs/networking.md`: an isolated microVM reaches what its policy allows
+//! and nothing else. Refuses: VMs, processes, DNS, configuration files; and any process of `ip`,
+//! `nft`, `iptables` or `sysctl`: everything is done by system calls in [`kernel`].
+//!
+//! `plan` and `policy` are pure. [`Engine`] makes [`Slot`]s; both are synchronous and block for
+//! milliseconds.
+
+mod engine;
+mod error;
+mod host_table;
+mod judge;
+mod kernel;
+mod netlink;
+mod nft;
+pub mod plan;
+mod policies;
+pub mod policy;
+mod scope;
+mod slot;
+mod slot_table;
+mod surroundings;
+
+pub use engine::{Engine, EngineConfig, reclaim};
+pub use error::{NetError, Step, StepError};
+pub use judge::SlotStats;
+pub use kernel::KernelError;
+pub use kernel::monitor::{Change, Monitor};
+pub use scope::{Scope, ScopeError};
+pub use slot::{Slot, SlotSpec};
+
+/// Entering a network namespace on a thread that is thrown away afterwards.
+pub mod netns {
+    pub use crate::kernel::netns::{current, run_in};
+}

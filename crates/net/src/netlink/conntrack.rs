@@ -1,0 +1,76 @@
+//! Connection tracking over ctnetlink (`nfnetlink_conntrack.h`): finding and deleting the flows of
+//! one guest.
+//!
+//! Owns: the filter, reading a flow's original direction, deleting by it. Refuses: sockets.
+
+use std::net::Ipv4Addr;
+
+use super::{Message, Received, attribute, flags};
+
+const SUBSYS_CTNETLINK: u16 = 1;
+const CT_NEW: u16 = SUBSYS_CTNETLINK << 8;
+const CT_GET: u16 = SUBSYS_CTNETLINK << 8 | 1;
+const CT_DELETE: u16 = SUBSYS_CTNETLINK << 8 | 2;
+const AF_INET: u8 = 2;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_ZONE: u16 = 18;
+const CTA_ID: u16 = 12;
+const CTA_FILTER: u16 = 25;
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+/// `CTA_FILTER_FLAG(CTA_IP_SRC)`.
+const FILTER_IP_SRC: u32 = 1;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_IP_V4_SRC: u16 = 1;
+
+/// A flow, named as the kernel needs it to delete exactly this one.
+pub(crate) struct Flow {
+    original: Vec<u8>,
+    zone: Option<Vec<u8>>,
+    id: Option<Vec<u8>>,
+}
+
+/// All flows that `guest` started. The kernel filters by the source (since 5.8).
+pub(crate) fn dump_request(guest: Ipv4Addr) -> Message {
+    let mut m = Message::new(CT_GET, flags::DUMP).put(&[AF_INET, 0, 0, 0]);
+    m.nest(CTA_TUPLE_ORIG, |m| {
+        m.nest(CTA_TUPLE_IP, |m| {
+            m.attr(CTA_IP_V4_SRC, &guest.octets());
+        });
+    })
+    .nest(CTA_FILTER, |m| {
+        m.attr_u32(CTA_FILTER_ORIG_FLAGS, FILTER_IP_SRC);
+    });
+    m
+}
+
+/// The flow in a message, when it is one of `guest`'s: an older kernel ignores the filter.
+pub(crate) fn parse_flow(m: &Received<'_>, guest: Ipv4Addr) -> Option<Flow> {
+    if m.kind != CT_NEW {
+        return None;
+    }
+    let attrs = m.body.get(4..)?;
+    let original = attribute(attrs, CTA_TUPLE_ORIG)?;
+    let source = attribute(attribute(original, CTA_TUPLE_IP)?, CTA_IP_V4_SRC)?;
+    (source == guest.octets()).then(|| Flow {
+        original: original.to_vec(),
+        zone: attribute(attrs, CTA_ZONE).map(<[u8]>::to_vec),
+        id: attribute(attrs, CTA_ID).map(<[u8]>::to_vec),
+    })
+}
+
+impl Flow {
+    /// Deletes this flow; `ENOENT` when it has ended meanwhile.
+    pub(crate) fn delete_request(&self) -> Message {
+        let mut m = Message::new(CT_DELETE, 0).put(&[AF_INET, 0, 0, 0]);
+        m.nest(CTA_TUPLE_ORIG, |m| {
+            m.append(&self.original);
+        });
+        if let Some(zone) = &self.zone {
+            m.attr(CTA_ZONE, zone);
+        }
+        if let Some(id) = &self.id {
+            m.attr(CTA_ID, id);
+        }
+        m
+    }
+}

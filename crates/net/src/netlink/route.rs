@@ -1,0 +1,432 @@
+//! rtnetlink: what the engine asks for, and what it reads (rtnetlink(7), `rtnetlink.h`,
+//! `if_link.h`, `pkt_sched.h`).
+//!
+//! Owns: typed requests and their bytes, parsing of dumps. Refuses: sockets; deciding what to ask.
+
+use std::net::Ipv4Addr;
+use std::os::fd::RawFd;
+
+use ipnet::Ipv4Net;
+
+use super::{Message, Received, attribute, flags, u32_at};
+use crate::plan::MacAddr;
+
+const NEWLINK: u16 = 16;
+pub(crate) const DELLINK: u16 = 17;
+const GETLINK: u16 = 18;
+const SETLINK: u16 = 19;
+const NEWADDR: u16 = 20;
+const GETADDR: u16 = 22;
+const NEWROUTE: u16 = 24;
+const GETROUTE: u16 = 26;
+const NEWNEIGH: u16 = 28;
+const NEWQDISC: u16 = 36;
+const NEWTFILTER: u16 = 44;
+const GETNETCONF: u16 = 82;
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_FORWARDING: u16 = 2;
+
+const AF_UNSPEC: u8 = 0;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IFF_UP: u32 = 1;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_GROUP: u16 = 27;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+const IFLA_INET_CONF: u16 = 1;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+/// `IPV4_DEVCONF_FORWARDING` and `_RP_FILTER` of `ip.h`.
+const DEVCONF_FORWARDING: u16 = 1;
+const DEVCONF_RP_FILTER: u16 = 8;
+
+const RT_TABLE_MAIN: u8 = 254;
+const RT_SCOPE_LINK: u8 = 253;
+const RTN_UNICAST: u8 = 1;
+/// Marks our routes; 69 is assigned to nobody in iproute2's `rt_protos`.
+const RTPROT_ENISLE: u8 = 69;
+const NUD_PERMANENT: u16 = 0x80;
+
+/// The ingress hook of `clsact` (`pkt_sched.h`): its own handle, its parent, the filters' parent.
+const CLSACT_HANDLE: u32 = 0xffff_0000;
+const CLSACT_PARENT: u32 = 0xffff_fff1;
+const INGRESS_PARENT: u32 = 0xffff_fff2;
+const ETH_P_ALL: u16 = 3;
+const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
+
+/// A veth whose peer is born in another namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Veth {
+    pub(crate) name: String,
+    pub(crate) index: u32,
+    pub(crate) mac: MacAddr,
+    pub(crate) group: u32,
+    pub(crate) mtu: u32,
+    pub(crate) peer_name: &'static str,
+    pub(crate) peer_index: u32,
+}
+
+/// Per-interface settings; `None` leaves a setting alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct LinkSettings {
+    pub(crate) alias: Option<String>,
+    pub(crate) mac: Option<MacAddr>,
+    pub(crate) mtu: Option<u32>,
+    /// `net.ipv4.conf.<dev>.forwarding`.
+    pub(crate) forwarding: Option<bool>,
+    /// `net.ipv4.conf.<dev>.rp_filter` = 1.
+    pub(crate) strict_source: bool,
+    /// No IPv6 address ever, not even a link-local one.
+    pub(crate) no_ipv6_address: bool,
+}
+
+/// One change of the routing stack of one namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    Settings(u32, LinkSettings),
+    Up(u32),
+    Address(u32, Ipv4Net),
+    HostRoute(u32, Ipv4Addr),
+    Neighbour(u32, Ipv4Addr, MacAddr),
+    Clsact(u32),
+    DeleteLink(u32),
+    DeleteGroup(u32),
+}
+
+impl Change {
+    /// For errors: what is being done.
+    pub(crate) fn what(&self) -> &'static str {
+        match self {
+            Change::Settings(..) => "RTM_SETLINK",
+            Change::Up(_) => "RTM_SETLINK up",
+            Change::Address(..) => "RTM_NEWADDR",
+            Change::HostRoute(..) => "RTM_NEWROUTE",
+            Change::Neighbour(..) => "RTM_NEWNEIGH",
+            Change::Clsact(_) => "RTM_NEWQDISC clsact",
+            Change::DeleteLink(_) => "RTM_DELLINK",
+            Change::DeleteGroup(_) => "RTM_DELLINK by group",
+        }
+    }
+
+    pub(crate) fn message(&self) -> Message {
+        const NEW: u16 = flags::CREATE | flags::EXCL;
+        match self {
+            Change::Settings(index, settings) => settings_message(*index, settings),
+            Change::Up(index) => Message::new(SETLINK, 0).put(&ifinfo(*index, IFF_UP)),
+            Change::Address(index, net) => {
+                let header = [AF_INET, net.prefix_len(), 0, 0];
+                let mut m = Message::new(NEWADDR, NEW).put(&concat(&header, *index));
+                m.attr(1, &net.addr().octets()).attr(2, &net.addr().octets());
+                m
+            }
+            Change::HostRoute(index, to) => {
+                let table = [RT_TABLE_MAIN, RTPROT_ENISLE, RT_SCOPE_LINK, RTN_UNICAST];
+                let mut m = Message::new(NEWROUTE, NEW).put(&[AF_INET, 32, 0, 0]).put(&table).put(&[0; 4]);
+                m.attr(1, &to.octets()).attr_u32(4, *index);
+                m
+            }
+            Change::Neighbour(index, ip, mac) => {
+                let [lo, hi] = NUD_PERMANENT.to_ne_bytes();
+                let mut m = Message::new(NEWNEIGH, flags::CREATE | flags::REPLACE)
+                    .put(&concat(&[AF_INET, 0, 0, 0], *index))
+                    .put(&[lo, hi, 0, 0]);
+                m.attr(1, &ip.octets()).attr(2, &mac.octets());
+                m
+            }
+            Change::Clsact(index) => {
+                let mut m = traffic(NEWQDISC, *index, CLSACT_HANDLE, CLSACT_PARENT, 0);
+                m.attr_str(1, "clsact");
+                m
+            }
+            Change::DeleteLink(index) => Message::new(DELLINK, 0).put(&ifinfo(*index, 0)),
+            Change::DeleteGroup(group) => {
+                let mut m = Message::new(DELLINK, 0).put(&ifinfo(0, 0));
+                m.attr_u32(IFLA_GROUP, *group);
+                m
+            }
+        }
+    }
+}
+
+/// Attaches a loaded classifier, direct action, at `index`'s ingress.
+pub(crate) fn classifier(index: u32, program: RawFd, name: &str) -> Message {
+    let info = (1 << 16) | u32::from(ETH_P_ALL.to_be());
+    let mut m = traffic(NEWTFILTER, index, 1, INGRESS_PARENT, info);
+    m.attr_str(1, "bpf").nest(2, |m| {
+        m.attr(6, &program.to_ne_bytes()).attr_str(7, name).attr_u32(8, TCA_BPF_FLAG_ACT_DIRECT);
+    });
+    m
+}
+
+fn traffic(kind: u16, index: u32, handle: u32, parent: u32, info: u32) -> Message {
+    Message::new(kind, flags::CREATE | flags::EXCL)
+        .put(&concat(&[AF_UNSPEC, 0, 0, 0], index))
+        .put(&handle.to_ne_bytes())
+        .put(&parent.to_ne_bytes())
+        .put(&info.to_ne_bytes())
+}
+
+/// Both ends of a veth at once. A veth that is moved later costs an RCU wait of 16 ms.
+pub(crate) fn veth(spec: &Veth, peer_netns: RawFd) -> Message {
+    let mut m = Message::new(NEWLINK, flags::CREATE | flags::EXCL).put(&ifinfo(spec.index, 0));
+    m.attr_str(IFLA_IFNAME, &spec.name)
+        .attr(IFLA_ADDRESS, &spec.mac.octets())
+        .attr_u32(IFLA_GROUP, spec.group)
+        .attr_u32(IFLA_MTU, spec.mtu)
+        .attr_u32(IFLA_NUM_TX_QUEUES, 1)
+        .attr_u32(IFLA_NUM_RX_QUEUES, 1)
+        .nest(IFLA_LINKINFO, |m| {
+            m.attr_str(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |m| {
+                m.nest(VETH_INFO_PEER, |m| {
+                    m.append(&ifinfo(spec.peer_index, 0))
+                        .attr_str(IFLA_IFNAME, spec.peer_name)
+                        .attr_u32(IFLA_MTU, spec.mtu)
+                        .attr_u32(IFLA_NUM_TX_QUEUES, 1)
+                        .attr_u32(IFLA_NUM_RX_QUEUES, 1)
+                        .attr(IFLA_NET_NS_FD, &peer_netns.to_ne_bytes());
+                });
+            });
+        });
+    m
+}
+
+fn settings_message(index: u32, s: &LinkSettings) -> Message {
+    let mut m = Message::new(SETLINK, 0).put(&ifinfo(index, 0));
+    if let Some(alias) = &s.alias {
+        m.attr(IFLA_IFALIAS, alias.as_bytes());
+    }
+    if let Some(mac) = s.mac {
+        m.attr(IFLA_ADDRESS, &mac.octets());
+    }
+    if let Some(mtu) = s.mtu {
+        m.attr_u32(IFLA_MTU, mtu);
+    }
+    if s.forwarding.is_none() && !s.strict_source && !s.no_ipv6_address {
+        return m;
+    }
+    m.nest(IFLA_AF_SPEC, |m| {
+        if s.forwarding.is_some() || s.strict_source {
+            m.nest(u16::from(AF_INET), |m| {
+                m.nest(IFLA_INET_CONF, |m| {
+                    if let Some(on) = s.forwarding {
+                        m.attr_u32(DEVCONF_FORWARDING, u32::from(on));
+                    }
+                    if s.strict_source {
+                        m.attr_u32(DEVCONF_RP_FILTER, 1);
+                    }
+                });
+            });
+        }
+        if s.no_ipv6_address {
+            m.nest(u16::from(AF_INET6), |m| {
+                m.attr(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+            });
+        }
+    });
+    m
+}
+
+/// `struct ifinfomsg`.
+fn ifinfo(index: u32, set_flags: u32) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[4..8].copy_from_slice(&index.to_ne_bytes());
+    bytes[8..12].copy_from_slice(&set_flags.to_ne_bytes());
+    bytes[12..16].copy_from_slice(&set_flags.to_ne_bytes());
+    bytes
+}
+
+fn concat(head: &[u8; 4], word: u32) -> [u8; 8] {
+    let [a, b, c, d] = *head;
+    let [e, f, g, h] = word.to_ne_bytes();
+    [a, b, c, d, e, f, g, h]
+}
+
+/// An interface as dumped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) alias: String,
+    pub(crate) group: u32,
+    pub(crate) forwarding: bool,
+}
+
+/// An interface's IPv4 address with its prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Address {
+    pub(crate) index: u32,
+    pub(crate) net: Ipv4Net,
+}
+
+/// A unicast IPv4 route, or one of the kinds that refuse.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) net: Ipv4Net,
+    /// Outgoing interfaces; several for a multipath route, none for `blackhole` and its like.
+    pub(crate) links: Vec<u32>,
+    /// Destinations are neighbours: scope link, no gateway.
+    pub(crate) on_link: bool,
+    /// Made by an engine, for a slot.
+    pub(crate) ours: bool,
+}
+
+/// All interfaces.
+pub(crate) fn links_request() -> Message {
+    Message::new(GETLINK, flags::DUMP).put(&ifinfo(0, 0))
+}
+
+/// One interface.
+pub(crate) fn link_request(index: u32) -> Message {
+    Message::new(GETLINK, 0).put(&ifinfo(index, 0))
+}
+
+/// All IPv4 addresses.
+pub(crate) fn addresses_request() -> Message {
+    Message::new(GETADDR, flags::DUMP).put(&[AF_INET, 0, 0, 0, 0, 0, 0, 0])
+}
+
+/// All IPv4 routes of all tables.
+pub(crate) fn routes_request() -> Message {
+    Message::new(GETROUTE, flags::DUMP).put(&[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+}
+
+/// The forwarding setting of `all` (`struct netconfmsg`, `NETCONFA_*`).
+pub(crate) fn forwarding_request() -> Message {
+    const ALL: i32 = -1;
+    let mut m = Message::new(GETNETCONF, 0).put(&[AF_INET, 0, 0, 0]);
+    m.attr(NETCONFA_IFINDEX, &ALL.to_ne_bytes());
+    m
+}
+
+pub(crate) fn parse_forwarding(m: &Received<'_>) -> Option<bool> {
+    let value = attribute(m.body.get(4..)?, NETCONFA_FORWARDING)?;
+    Some(u32_at(value, 0)? != 0)
+}
+
+pub(crate) fn parse_link(m: &Received<'_>) -> Option<Link> {
+    if m.kind != NEWLINK {
+        return None;
+    }
+    let attrs = m.body.get(16..)?;
+    let text = |kind| attribute(attrs, kind).map(c_string).unwrap_or_default();
+    let conf = attribute(attrs, IFLA_AF_SPEC)
+        .and_then(|spec| attribute(spec, u16::from(AF_INET)))
+        .and_then(|inet| attribute(inet, IFLA_INET_CONF));
+    Some(Link {
+        index: u32_at(m.body, 4)?,
+        name: text(IFLA_IFNAME),
+        alias: text(IFLA_IFALIAS),
+        group: attribute(attrs, IFLA_GROUP).and_then(|g| u32_at(g, 0)).unwrap_or(0),
+        // In a dump the settings are an array; FORWARDING is number 1 and so comes first.
+        forwarding: conf.and_then(|c| u32_at(c, 0)).unwrap_or(0) != 0,
+    })
+}
+
+pub(crate) fn parse_address(m: &Received<'_>) -> Option<Address> {
+    if m.kind != NEWADDR {
+        return None;
+    }
+    let attrs = m.body.get(8..)?;
+    let ip = ipv4(attribute(attrs, 2).or_else(|| attribute(attrs, 1))?)?;
+    Some(Address { index: u32_at(m.body, 4)?, net: Ipv4Net::new(ip, *m.body.get(1)?).ok()? })
+}
+
+pub(crate) fn parse_route(m: &Received<'_>) -> Option<Route> {
+    const TABLE_LOCAL: u8 = 255;
+    const CLONED: u32 = 0x200;
+    if m.kind != NEWROUTE {
+        return None;
+    }
+    let head = m.body.get(..12)?;
+    let attrs = m.body.get(12..)?;
+    if head[4] == TABLE_LOCAL || u32_at(head, 8)? & CLONED != 0 {
+        return None;
+    }
+    let dst = attribute(attrs, 1).map_or(Some(Ipv4Addr::UNSPECIFIED), ipv4)?;
+    let gateway = attribute(attrs, 5).is_some() || attribute(attrs, 18).is_some();
+    let mut links: Vec<u32> = attribute(attrs, 4).and_then(|oif| u32_at(oif, 0)).into_iter().collect();
+    if let Some(hops) = attribute(attrs, 9) {
+        links.extend(multipath(hops));
+    }
+    Some(Route {
+        net: Ipv4Net::new(dst, head[1]).ok()?,
+        links,
+        on_link: head[6] == RT_SCOPE_LINK && head[7] == RTN_UNICAST && !gateway,
+        ours: head[5] == RTPROT_ENISLE,
+    })
+}
+
+/// The interfaces in an array of `struct rtnexthop`.
+fn multipath(mut bytes: &[u8]) -> Vec<u32> {
+    let mut links = Vec::new();
+    while let (Some(len), Some(index)) = (super::u16_at(bytes, 0), u32_at(bytes, 4)) {
+        links.push(index);
+        let next = usize::from(len).next_multiple_of(4).max(8);
+        bytes = bytes.get(next..).unwrap_or(&[]);
+    }
+    links
+}
+
+fn ipv4(bytes: &[u8]) -> Option<Ipv4Addr> {
+    <[u8; 4]>::try_from(bytes).ok().map(Ipv4Addr::from)
+}
+
+fn c_string(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::{HEADER, attributes, messages};
+
+    #[test]
+    fn a_veths_peer_is_born_in_its_namespace() {
+        let spec = Veth {
+            name: "en-a9fe6402".into(),
+            index: 0x4000_0001,
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            group: 9,
+            mtu: 1500,
+            peer_name: "ve",
+            peer_index: 0x6000_0001,
+        };
+        let bytes = veth(&spec, 42).finish(1);
+        let attrs = &bytes[HEADER + 16..];
+        let info = attribute(attrs, IFLA_LINKINFO).unwrap();
+        let peer = attribute(attribute(info, IFLA_INFO_DATA).unwrap(), VETH_INFO_PEER).unwrap();
+        assert_eq!(u32_at(peer, 4), Some(0x6000_0001));
+        let fd = attribute(&peer[16..], IFLA_NET_NS_FD).unwrap();
+        assert_eq!(u32_at(fd, 0), Some(42));
+        assert!(attributes(attrs).all(|(kind, _)| kind != IFLA_NET_NS_FD));
+    }
+
+    #[test]
+    fn our_own_route_is_read_as_ours_and_on_link() {
+        let bytes = Change::HostRoute(7, Ipv4Addr::new(169, 254, 100, 2)).message().finish(1);
+        let m = messages(&bytes).next().unwrap();
+        let route = parse_route(&m).unwrap();
+        assert_eq!(route.net, "169.254.100.2/32".parse().unwrap());
+        assert_eq!(route.links, [7]);
+        assert!(route.on_link && route.ours);
+    }
+
+    #[test]
+    fn every_hop_of_a_multipath_route_counts() {
+        let hop = |index: u32| [&[16, 0, 0, 0][..], &index.to_ne_bytes(), &[0; 8]].concat();
+        assert_eq!(multipath(&[hop(3), hop(4)].concat()), [3, 4]);
+        assert_eq!(multipath(&[1, 0, 0]), Vec::<u32>::new());
+    }
+}

@@ -1,0 +1,369 @@
+//! nf_tables values as netlink messages (`nfnetlink.h`, `nf_tables.h`).
+//!
+//! Owns: attribute numbers and byte order; numbers are big-endian, data as the expression compares
+//! it. Refuses: meaning.
+
+use super::rule::{FIRST, Header, Meta, Verdict};
+use super::{
+    Base, Batch, Chain, Command, Contents, Element, Expr, Family, Hook, Key, Policy, Rule, Set, Table,
+};
+use crate::netlink::{Message, Received, attribute, attributes, flags};
+
+const SUBSYS_NFTABLES: u16 = 10;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+
+const NEWTABLE: u16 = 0;
+const DELTABLE: u16 = 2;
+const NEWCHAIN: u16 = 3;
+const NEWRULE: u16 = 6;
+const NEWSET: u16 = 9;
+const NEWSETELEM: u16 = 12;
+const GETSETELEM: u16 = 13;
+const DELSETELEM: u16 = 14;
+
+const LIST_ELEM: u16 = 1;
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+const ELEM_KEY: u16 = 1;
+const ELEM_FLAGS: u16 = 3;
+const ELEM_INTERVAL_END: u32 = 1;
+const SET_INTERVAL: u32 = 0x4;
+const SET_EVAL: u32 = 0x20;
+const VERDICT_REGISTER: u32 = 0;
+/// An attribute holds 64 KiB; an element takes at most 28 bytes.
+const ELEMENTS_IN_A_MESSAGE: usize = 1024;
+
+/// `nft`'s own numbers for key types, so that it can print our sets.
+const TYPE_IPV4_ADDR: u32 = 7;
+const TYPE_IFACE_INDEX: u32 = 20;
+
+fn family(of: Family) -> u8 {
+    match of {
+        Family::Inet => 1,
+        Family::Netdev => 5,
+    }
+}
+
+fn message(kind: u16, extra: u16, table: &Table) -> Message {
+    Message::new(SUBSYS_NFTABLES << 8 | kind, extra).put(&[family(table.family), 0, 0, 0])
+}
+
+/// The messages of one transaction; all but the first and the last are acknowledged.
+pub(crate) fn messages(batch: &Batch) -> Vec<Message> {
+    let [hi, lo] = SUBSYS_NFTABLES.to_be_bytes();
+    let edge = |kind| Message::new(kind, 0).put(&[0, 0, hi, lo]);
+    let mut out = vec![edge(BATCH_BEGIN)];
+    for (id, command) in (1..).zip(&batch.0) {
+        encode(command, id, &mut out);
+    }
+    out.push(edge(BATCH_END));
+    out
+}
+
+fn encode(command: &Command, id: u32, out: &mut Vec<Message>) {
+    const NEW: u16 = flags::CREATE | flags::ACK;
+    match command {
+        Command::AddTable(t) => {
+            let mut m = message(NEWTABLE, NEW, t);
+            m.attr_str(1, &t.name).attr_be32(2, 0);
+            out.push(m);
+        }
+        Command::DeleteTable(t) => {
+            let mut m = message(DELTABLE, flags::ACK, t);
+            m.attr_str(1, &t.name);
+            out.push(m);
+        }
+        Command::AddChain(t, chain) => {
+            let mut m = message(NEWCHAIN, NEW, t);
+            m.attr_str(1, &t.name);
+            put_chain(&mut m, chain);
+            out.push(m);
+        }
+        Command::AddSet(t, set) => {
+            let mut m = message(NEWSET, NEW, t);
+            m.attr_str(1, &t.name).attr_str(2, set.name);
+            put_set(&mut m, set, id);
+            out.push(m);
+        }
+        Command::AddRule(t, chain, rule) => {
+            let mut m = message(NEWRULE, NEW | flags::APPEND, t);
+            m.attr_str(1, &t.name).attr_str(2, chain);
+            put_rule(&mut m, rule);
+            out.push(m);
+        }
+        Command::AddElements(t, set, elements) => {
+            put_elements(NEWSETELEM, NEW, (t, set), elements, out);
+        }
+        Command::DeleteElements(t, set, elements) => {
+            put_elements(DELSETELEM, flags::ACK, (t, set), elements, out);
+        }
+        Command::FlushSet(t, set) => {
+            let mut m = message(DELSETELEM, flags::ACK, t);
+            m.attr_str(1, &t.name).attr_str(2, set);
+            out.push(m);
+        }
+    }
+}
+
+fn put_chain(m: &mut Message, chain: &Chain) {
+    m.attr_str(3, chain.name);
+    let Some(Base { nat, hook, priority, policy }) = chain.base else {
+        return;
+    };
+    let number = match hook {
+        Hook::Prerouting | Hook::Ingress(_) => 0,
+        Hook::Input => 1,
+        Hook::Forward => 2,
+        Hook::Output => 3,
+        Hook::Postrouting => 4,
+    };
+    m.nest(4, |m| {
+        m.attr_be32(1, number).attr(2, &priority.to_be_bytes());
+        if let Hook::Ingress(device) = hook {
+            m.attr_str(3, device);
+        }
+    });
+    m.attr_be32(5, u32::from(policy == Policy::Accept));
+    m.attr_str(7, if nat { "nat" } else { "filter" });
+}
+
+fn put_set(m: &mut Message, set: &Set, id: u32) {
+    let (kind, len) = match set.key {
+        Key::Interface => (TYPE_IFACE_INDEX, 4),
+        Key::Address => (TYPE_IPV4_ADDR, 4),
+        // nft joins the types of a concatenation with six bits each.
+        Key::InterfaceAddress => (TYPE_IFACE_INDEX << 6 | TYPE_IPV4_ADDR, 8),
+    };
+    let set_flags = match set.contents {
+        Contents::Values => 0,
+        Contents::Intervals => SET_INTERVAL,
+        Contents::Dynamic(_) => SET_EVAL,
+    };
+    m.attr_be32(3, set_flags).attr_be32(4, kind).attr_be32(5, len).attr_be32(10, id);
+    if let Contents::Dynamic(size) = set.contents {
+        m.nest(9, |m| {
+            m.attr_be32(1, size);
+        });
+    }
+}
+
+fn put_rule(m: &mut Message, rule: &Rule) {
+    m.nest(4, |m| {
+        for expr in &rule.0 {
+            put_listed(m, expr);
+        }
+    });
+}
+
+fn put_elements(
+    kind: u16,
+    extra: u16,
+    (table, set): (&Table, &str),
+    elements: &[Element],
+    out: &mut Vec<Message>,
+) {
+    for some in elements.chunks(ELEMENTS_IN_A_MESSAGE) {
+        let mut m = message(kind, extra, table);
+        m.attr_str(1, &table.name).attr_str(2, set).nest(3, |m| {
+            for element in some {
+                m.nest(LIST_ELEM, |m| {
+                    data(m, ELEM_KEY, &element.key);
+                    if element.interval_end {
+                        m.attr_be32(ELEM_FLAGS, ELEM_INTERVAL_END);
+                    }
+                });
+            }
+        });
+        out.push(m);
+    }
+}
+
+fn data(m: &mut Message, kind: u16, value: &[u8]) {
+    m.nest(kind, |m| {
+        m.attr(DATA_VALUE, value);
+    });
+}
+
+fn put_listed(m: &mut Message, expr: &Expr) {
+    match expr {
+        Expr::Verdict(verdict) => listed(m, "immediate", |m| {
+            m.attr_be32(1, VERDICT_REGISTER).nest(2, |m| {
+                m.nest(DATA_VERDICT, |m| put_verdict(m, *verdict));
+            });
+        }),
+        Expr::Meta(..) | Expr::Payload { .. } | Expr::CtState | Expr::CtStatus => put_load(m, expr),
+        Expr::FibDestinationType | Expr::RouteMss => put_load(m, expr),
+        Expr::Compare { .. } | Expr::Mask(_) | Expr::HostToNetwork { .. } => put_test(m, expr),
+        Expr::Lookup { .. } | Expr::CountFlowsOver { .. } => put_set_use(m, expr),
+        _ => put_statement(m, expr),
+    }
+}
+
+fn listed(m: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
+    m.nest(LIST_ELEM, |m| {
+        m.attr_str(1, name).nest(2, fill);
+    });
+}
+
+fn meta(key: Meta) -> u32 {
+    match key {
+        Meta::Protocol => 1,
+        Meta::Mark => 3,
+        Meta::Iif => 4,
+        Meta::Oif => 5,
+        Meta::Nfproto => 15,
+        Meta::L4proto => 16,
+    }
+}
+
+fn put_verdict(m: &mut Message, verdict: Verdict) {
+    let code: i32 = match verdict {
+        Verdict::Drop => 0,
+        Verdict::Accept => 1,
+        Verdict::Goto(_) => -4,
+        Verdict::Return => -5,
+    };
+    m.attr(1, &code.to_be_bytes());
+    if let Verdict::Goto(chain) = verdict {
+        m.attr_str(2, chain);
+    }
+}
+
+/// Expressions that load a register.
+fn put_load(m: &mut Message, expr: &Expr) {
+    const CT_STATE: u32 = 0;
+    const CT_STATUS: u32 = 2;
+    match expr {
+        Expr::Meta(key) => listed(m, "meta", |m| {
+            m.attr_be32(1, FIRST).attr_be32(2, meta(*key));
+        }),
+        Expr::Payload { header, offset, len, register } => listed(m, "payload", |m| {
+            let base = match header {
+                Header::Network => 1,
+                Header::Transport => 2,
+            };
+            m.attr_be32(1, *register).attr_be32(2, base).attr_be32(3, *offset).attr_be32(4, *len);
+        }),
+        Expr::FibDestinationType => listed(m, "fib", |m| {
+            const ADDRESS_TYPE: u32 = 3;
+            const DESTINATION: u32 = 2;
+            m.attr_be32(1, FIRST).attr_be32(2, ADDRESS_TYPE).attr_be32(3, DESTINATION);
+        }),
+        Expr::RouteMss => listed(m, "rt", |m| {
+            const TCP_MSS: u32 = 3;
+            m.attr_be32(1, FIRST).attr_be32(2, TCP_MSS);
+        }),
+        other => listed(m, "ct", |m| {
+            let key = if *other == Expr::CtStatus { CT_STATUS } else { CT_STATE };
+            m.attr_be32(1, FIRST).attr_be32(2, key);
+        }),
+    }
+}
+
+/// Expressions that change or compare the first register.
+fn put_test(m: &mut Message, expr: &Expr) {
+    match expr {
+        Expr::Compare { equal, data: value } => listed(m, "cmp", |m| {
+            m.attr_be32(1, FIRST).attr_be32(2, u32::from(!equal));
+            data(m, 3, value);
+        }),
+        Expr::Mask(mask) => listed(m, "bitwise", |m| {
+            let len = u32::try_from(mask.len()).unwrap_or(4);
+            m.attr_be32(1, FIRST).attr_be32(2, FIRST).attr_be32(3, len);
+            data(m, 4, mask);
+            data(m, 5, &vec![0; mask.len()]);
+        }),
+        Expr::HostToNetwork { width } => listed(m, "byteorder", |m| {
+            const HTON: u32 = 1;
+            m.attr_be32(1, FIRST)
+                .attr_be32(2, FIRST)
+                .attr_be32(3, HTON)
+                .attr_be32(4, *width)
+                .attr_be32(5, *width);
+        }),
+        _ => {}
+    }
+}
+
+fn put_set_use(m: &mut Message, expr: &Expr) {
+    match expr {
+        Expr::Lookup { set, inverted } => listed(m, "lookup", |m| {
+            m.attr_str(1, set).attr_be32(2, FIRST);
+            if *inverted {
+                m.attr_be32(5, 1);
+            }
+        }),
+        Expr::CountFlowsOver { set, flows } => listed(m, "dynset", |m| {
+            const ADD: u32 = 0;
+            const OVER: u32 = 1;
+            m.attr_str(1, set).attr_be32(3, ADD).attr_be32(4, FIRST).nest(7, |m| {
+                m.attr_str(1, "connlimit").nest(2, |m| {
+                    m.attr_be32(1, *flows).attr_be32(2, OVER);
+                });
+            });
+        }),
+        _ => {}
+    }
+}
+
+fn put_statement(m: &mut Message, expr: &Expr) {
+    const ICMP_UNREACHABLE: u32 = 0;
+    const TCP_RESET: u32 = 1;
+    const ICMPX_UNREACHABLE: u32 = 2;
+    const ICMP_PKT_FILTERED: u8 = 13;
+    const ICMPX_ADMIN_PROHIBITED: u8 = 3;
+    match expr {
+        Expr::Counter => listed(m, "counter", |_| {}),
+        Expr::Limit { over, per_second, burst } => listed(m, "limit", |m| {
+            m.attr(1, &per_second.to_be_bytes())
+                .attr(2, &1u64.to_be_bytes())
+                .attr_be32(3, *burst)
+                .attr_be32(4, 0)
+                .attr_be32(5, u32::from(*over));
+        }),
+        Expr::WriteMss => listed(m, "exthdr", |m| {
+            const TCP_OPTION: u32 = 1;
+            const MAXSEG: u8 = 2;
+            m.attr(2, &[MAXSEG]).attr_be32(3, 2).attr_be32(4, 2).attr_be32(6, TCP_OPTION).attr_be32(7, FIRST);
+        }),
+        Expr::RejectTcpReset => listed(m, "reject", |m| {
+            m.attr_be32(1, TCP_RESET).attr(2, &[0]);
+        }),
+        Expr::RejectProhibited { any_family } => listed(m, "reject", |m| {
+            let (kind, code) = if *any_family {
+                (ICMPX_UNREACHABLE, ICMPX_ADMIN_PROHIBITED)
+            } else {
+                (ICMP_UNREACHABLE, ICMP_PKT_FILTERED)
+            };
+            m.attr_be32(1, kind).attr(2, &[code]);
+        }),
+        Expr::Masquerade => listed(m, "masq", |_| {}),
+        _ => {}
+    }
+}
+
+/// Asks for all elements of a set.
+pub(crate) fn elements_request(table: &Table, set: &str) -> Message {
+    let mut m = message(GETSETELEM, flags::DUMP, table);
+    m.attr_str(1, &table.name).attr_str(2, set);
+    m
+}
+
+/// The elements in one message of the answer.
+pub(crate) fn parse_elements(m: &Received<'_>) -> Vec<Element> {
+    if m.kind != SUBSYS_NFTABLES << 8 | NEWSETELEM {
+        return Vec::new();
+    }
+    let list = m.body.get(4..).and_then(|attrs| attribute(attrs, 3));
+    attributes(list.unwrap_or(&[]))
+        .filter_map(|(_, element)| {
+            let key = attribute(attribute(element, ELEM_KEY)?, DATA_VALUE)?;
+            let set_flags = attribute(element, ELEM_FLAGS).unwrap_or(&[]);
+            Some(Element {
+                key: key.to_vec(),
+                interval_end: set_flags.last().is_some_and(|b| u32::from(*b) & 1 != 0),
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,282 @@
+//! One slot: made step by step, undone in reverse by the same code that takes it away.
+//!
+//! ```text
+//!  admit → namespace → tap → veth → refusals → policy → judge → attach → inside → outside
+//!    └ rules before links                        └ judged before anything is up
+//! ```
+//!
+//! Owns: the order of steps and of their undoing. Refuses: which blocks are free, host-wide state
+//! (`engine`).
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+
+use crate::error::{NetError, Step, StepError};
+use crate::host_table;
+use crate::judge::{PolicyId, SlotEntry};
+use crate::kernel::{Answer, Kernel, Netns, Place, Program, TapSpec};
+use crate::netlink::route::{Change, LinkSettings, Veth};
+use crate::nft::Table;
+use crate::plan::Block;
+use crate::policies::Policies;
+use crate::policy::CompiledPolicy;
+use crate::scope::Scope;
+use crate::slot_table::{self, PEER, TAP};
+
+/// How long a namespace may take to go. Measured 1 ms, 20 ms when many go at once.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a slot is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct SlotSpec<'a> {
+    /// Its addresses, and with them every number and name.
+    pub block: Block,
+    /// Shown as the host interface's alias; of any length.
+    pub vm_name: &'a str,
+    /// Bytes, 576 to 65535; 1500 unless the uplink's is smaller.
+    pub mtu: u32,
+    /// Who the guest may talk to.
+    pub policy: &'a CompiledPolicy,
+    /// User and group that may open the tap: the VMM's.
+    pub tap_owner: (u32, u32),
+}
+
+/// A slot in force. Dropping it gives up its namespace but leaves the host's rows behind:
+/// `Engine::remove` is the way.
+pub struct Slot {
+    block: Block,
+    netns: Netns,
+    kernel: Arc<dyn Kernel>,
+    policy: Mutex<PolicyId>,
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot").field("block", &self.block).finish_non_exhaustive()
+    }
+}
+
+impl Slot {
+    /// The slot's addresses.
+    #[must_use]
+    pub fn block(&self) -> Block {
+        self.block
+    }
+
+    /// The VM's network namespace, for the VMM to be started in.
+    #[must_use]
+    pub fn netns(&self) -> BorrowedFd<'_> {
+        self.netns.as_fd()
+    }
+
+    /// Opens the tap's one queue, with `IFF_VNET_HDR`: every frame is preceded by a
+    /// `virtio_net_hdr` of 10 bytes unless the reader changes that (`TUNSETVNETHDRSZ`).
+    ///
+    /// # Errors
+    /// [`NetError::Tap`]; `EBUSY` beneath it while another descriptor has the queue.
+    pub fn open_tap(&self) -> Result<OwnedFd, NetError> {
+        let opened = self.kernel.open_tap(&self.netns, TAP);
+        opened.map_err(|source| NetError::Tap { block: self.block, source })
+    }
+
+    pub(crate) fn policy(&self) -> std::sync::MutexGuard<'_, PolicyId> {
+        self.policy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn into_parts(self) -> Parts {
+        let policy = *self.policy();
+        Parts { admitted: true, netns: Some(self.netns), veth: true, policy: Some(policy), judged: true }
+    }
+}
+
+/// What of a slot exists. Taking it away is the same whether it was complete or not.
+#[derive(Default)]
+pub(crate) struct Parts {
+    admitted: bool,
+    netns: Option<Netns>,
+    veth: bool,
+    policy: Option<PolicyId>,
+    judged: bool,
+}
+
+/// Makes and unmakes slots.
+pub(crate) struct Builder<'a> {
+    pub(crate) kernel: &'a Arc<dyn Kernel>,
+    pub(crate) policies: &'a Mutex<Policies>,
+    pub(crate) scope: Scope,
+    pub(crate) table: &'a Table,
+}
+
+/// Names the step of a failed call.
+pub(crate) fn at<T>(step: Step, answer: Answer<T>) -> Result<T, StepError> {
+    answer.map_err(|source| StepError { step, source })
+}
+
+impl Builder<'_> {
+    /// Makes a slot, or nothing. The second part of an error is what could not be undone.
+    pub(crate) fn create(&self, spec: &SlotSpec<'_>) -> Result<Slot, (StepError, Vec<StepError>)> {
+        let mut parts = Parts::default();
+        match self.build(spec, &mut parts) {
+            Ok(()) => {}
+            Err(error) => return Err((error, self.take_away(spec.block, parts))),
+        }
+        match parts {
+            Parts { netns: Some(netns), policy: Some(policy), .. } => Ok(Slot {
+                block: spec.block,
+                netns,
+                kernel: Arc::clone(self.kernel),
+                policy: Mutex::new(policy),
+            }),
+            // `build` answers Ok only with both set.
+            incomplete => {
+                let left = self.take_away(spec.block, incomplete);
+                let source = crate::kernel::KernelError::new(
+                    "a slot without a namespace",
+                    std::io::Error::from(std::io::ErrorKind::NotFound),
+                );
+                let step = Step::Namespace;
+                Err((StepError { step, source }, left))
+            }
+        }
+    }
+
+    fn build(&self, spec: &SlotSpec<'_>, parts: &mut Parts) -> Result<(), StepError> {
+        let kernel = &**self.kernel;
+        let block = spec.block;
+        let admit = host_table::admit(self.table, block);
+        at(Step::Admit, kernel.apply(Place::Host, &admit))?;
+        parts.admitted = true;
+
+        let netns = parts.netns.insert(at(Step::Namespace, kernel.new_netns())?);
+        at(Step::Tap, kernel.create_tap(netns, &tap(spec)))?;
+        let veth = veth(spec, self.scope);
+        at(Step::Veth, kernel.create_veth(netns, &veth))?;
+        parts.veth = true;
+
+        let refusals = slot_table::render();
+        at(Step::Refusals, kernel.apply(Place::Inside(netns), &refusals))?;
+        let policy = self.lock().acquire(kernel, spec.policy);
+        let policy = at(Step::Policy, policy)?;
+        parts.policy = Some(policy);
+        let entry = SlotEntry::new(block, policy);
+        at(Step::Judge, kernel.set_slot(block.id(), &entry))?;
+        parts.judged = true;
+
+        for (index, program) in
+            [(block.tap_ifindex(), Program::FromGuest), (block.peer_ifindex(), Program::ToGuest)]
+        {
+            let clsact = Change::Clsact(index);
+            at(Step::Attach, kernel.change(Place::Inside(netns), &clsact))?;
+            at(Step::Attach, kernel.attach(netns, index, program))?;
+        }
+        for change in inside(block) {
+            at(Step::Inside, kernel.change(Place::Inside(netns), &change))?;
+        }
+        for change in outside(block, self.scope.alias(spec.vm_name)) {
+            at(Step::Outside, kernel.change(Place::Host, &change))?;
+        }
+        kernel.seal(netns);
+        Ok(())
+    }
+
+    /// Takes away what there is, in the order that cuts the guest off first. Goes on after an
+    /// error, and answers all of them.
+    pub(crate) fn take_away(&self, block: Block, parts: Parts) -> Vec<StepError> {
+        let kernel = &**self.kernel;
+        let mut left = Vec::new();
+        let mut note = |step, answer| left.extend(at(step, answer).err());
+        if parts.judged {
+            note(Step::Judge, kernel.remove_slot(block.id()));
+        }
+        if let Some(netns) = parts.netns {
+            let outer = parts.veth.then(|| block.host_ifindex());
+            note(Step::Retire, kernel.retire(netns, outer, PATIENCE));
+        }
+        if parts.admitted {
+            let expel = host_table::expel(self.table, block);
+            note(Step::Admit, absent_is_fine(kernel.apply(Place::Host, &expel)));
+        }
+        if parts.veth {
+            note(Step::Flows, kernel.forget_flows(block.guest()));
+        }
+        if let Some(policy) = parts.policy {
+            note(Step::Policy, self.lock().release(kernel, policy));
+        }
+        left
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Policies> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn absent_is_fine(answer: Answer<()>) -> Answer<()> {
+    match answer {
+        Err(e) if e.is_absent() => Ok(()),
+        other => other,
+    }
+}
+
+fn tap(spec: &SlotSpec<'_>) -> TapSpec {
+    TapSpec {
+        name: TAP,
+        index: spec.block.tap_ifindex(),
+        mac: spec.block.host_mac(),
+        mtu: spec.mtu,
+        owner: spec.tap_owner,
+    }
+}
+
+fn veth(spec: &SlotSpec<'_>, scope: Scope) -> Veth {
+    Veth {
+        name: spec.block.host_veth().as_str().to_owned(),
+        index: spec.block.host_ifindex(),
+        // The same as the tap's: what the guest addresses to its gateway arrives unchanged.
+        mac: spec.block.host_mac(),
+        group: scope.group(),
+        mtu: spec.mtu,
+        peer_name: PEER,
+        peer_index: spec.block.peer_ifindex(),
+    }
+}
+
+/// Inside: nothing is routed (a new namespace inherits the host's `ip_forward`), no IPv6 address,
+/// and a gateway that knows its guest.
+fn inside(block: Block) -> [Change; 7] {
+    let closed = LinkSettings { forwarding: Some(false), no_ipv6_address: true, ..LinkSettings::default() };
+    let (tap, peer) = (block.tap_ifindex(), block.peer_ifindex());
+    let gateway = Ipv4Net::new_assert(block.gateway(), block.net().prefix_len());
+    [
+        Change::Settings(tap, closed.clone()),
+        Change::Settings(peer, closed),
+        Change::Address(tap, gateway),
+        Change::Neighbour(tap, block.guest(), block.guest_mac()),
+        Change::Up(slot_table::LOOPBACK),
+        Change::Up(peer),
+        Change::Up(tap),
+    ]
+}
+
+/// On the host: forwarding on this interface alone, no address at all, one route, one neighbour.
+fn outside(block: Block, alias: String) -> [Change; 4] {
+    let index = block.host_ifindex();
+    let guest: Ipv4Addr = block.guest();
+    let settings = LinkSettings {
+        alias: Some(alias),
+        forwarding: Some(true),
+        strict_source: true,
+        no_ipv6_address: true,
+        ..LinkSettings::default()
+    };
+    [
+        Change::Settings(index, settings),
+        Change::Up(index),
+        Change::Neighbour(index, guest, block.guest_mac()),
+        Change::HostRoute(index, guest),
+    ]
+}
