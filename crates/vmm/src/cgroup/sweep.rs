@@ -1,0 +1,144 @@
+//! Owns killing what a daemon that died has left in its scope's control groups.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::group::remove_dir;
+use super::hierarchy::mounted;
+use super::scope_dir;
+use crate::error::{Cause, OnPath, VmmError};
+use crate::spec::validate_scope;
+
+/// Kills every process in the control groups of `scope`, waits until they are dead, and
+/// removes the groups. Returns how many were killed; nothing to do is `0`.
+///
+/// A process is killed for being in the scope's group at that moment, through a descriptor
+/// that cannot come to mean another process. Groups of other scopes are not looked at.
+///
+/// # Errors
+/// [`VmmError::Leftovers`] when a process outlives `limit` or a group cannot be removed.
+pub async fn kill_leftovers(scope: &str, limit: Duration) -> Result<usize, VmmError> {
+    let owned = scope.to_owned();
+    let swept = tokio::task::spawn_blocking(move || sweep(&owned, limit)).await;
+    swept
+        .unwrap_or_else(|lost| Err(Cause::Unsupported(format!("the sweep was lost: {lost}"))))
+        .map_err(|source| VmmError::Leftovers { scope: scope.to_owned(), source })
+}
+
+fn sweep(scope: &str, limit: Duration) -> Result<usize, Cause> {
+    validate_scope(scope)?;
+    let deadline = Instant::now() + limit;
+    let mut killed = 0;
+    for hierarchy in mounted()? {
+        let top = hierarchy.root.join(scope_dir(scope));
+        if !top.is_dir() {
+            continue;
+        }
+        let groups = groups_below(&top)?;
+        for group in &groups {
+            killed += empty(group, deadline, limit)?;
+        }
+        for group in groups.iter().rev() {
+            remove_dir(group).on("remove control group", group)?;
+        }
+    }
+    Ok(killed)
+}
+
+/// `top` and all groups below it, parents first.
+fn groups_below(top: &Path) -> Result<Vec<PathBuf>, Cause> {
+    let mut groups = vec![top.to_owned()];
+    let mut next = 0;
+    while let Some(dir) = groups.get(next).cloned() {
+        next += 1;
+        for entry in std::fs::read_dir(&dir).on("list", &dir)? {
+            let entry = entry.on("list", &dir)?;
+            if entry.file_type().on("list", &dir)?.is_dir() {
+                groups.push(entry.path());
+            }
+        }
+    }
+    Ok(groups)
+}
+
+/// Kills until the group is empty: what forks while being killed is in the next round.
+fn empty(group: &Path, deadline: Instant, limit: Duration) -> Result<usize, Cause> {
+    // No more forks, where the group counts processes (both versions name it so).
+    let pids_max = group.join("pids.max");
+    if pids_max.exists() {
+        std::fs::write(&pids_max, "0").on("forbid forks in", &pids_max)?;
+    }
+    let mut killed = 0;
+    loop {
+        let members = members(group)?;
+        if members.is_empty() {
+            return Ok(killed);
+        }
+        let mut dying = Vec::new();
+        for pid in members {
+            dying.extend(kill_member(group, pid)?);
+        }
+        killed += dying.len();
+        for process in &dying {
+            await_death(process, deadline, limit)?;
+        }
+        if Instant::now() >= deadline {
+            return Err(timed_out(limit));
+        }
+    }
+}
+
+fn members(group: &Path) -> Result<Vec<i32>, Cause> {
+    let procs = group.join("cgroup.procs");
+    let list = std::fs::read_to_string(&procs).on("read", &procs)?;
+    Ok(list.lines().filter_map(|line| line.parse().ok()).collect())
+}
+
+/// Pins the process, makes sure it is still a member, and only then kills it.
+fn kill_member(group: &Path, pid: i32) -> Result<Option<OwnedFd>, Cause> {
+    let Some(number) = Pid::from_raw(pid) else {
+        return Err(Cause::Unsuitable {
+            path: group.to_owned(),
+            problem: "holds a process of another pid namespace, which cannot be ended from here".into(),
+        });
+    };
+    let pinned = match pidfd_open(number, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => return Ok(None),
+        opened => opened.on("pin a process of", group)?,
+    };
+    // The number may have passed to a stranger before it was pinned.
+    if !members(group)?.contains(&pid) {
+        return Ok(None);
+    }
+    match pidfd_send_signal(&pinned, Signal::KILL) {
+        Err(Errno::SRCH) => Ok(None),
+        sent => {
+            sent.on("kill a process of", group)?;
+            Ok(Some(pinned))
+        }
+    }
+}
+
+/// A pidfd becomes readable when its process has ended (pidfd_open(2)).
+fn await_death(process: &OwnedFd, deadline: Instant, limit: Duration) -> Result<(), Cause> {
+    loop {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        let rest = Timespec::try_from(rest).map_err(|_| timed_out(limit))?;
+        let mut watched = [PollFd::new(process, PollFlags::IN)];
+        match poll(&mut watched, Some(&rest)) {
+            Ok(0) => return Err(timed_out(limit)),
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(Cause::io("wait for the end of a process", "pidfd", error)),
+        }
+    }
+}
+
+fn timed_out(limit: Duration) -> Cause {
+    Cause::TimedOut { what: "the end of killed processes", limit }
+}

@@ -1,0 +1,290 @@
+//! Owns the serial console of one microVM: a bounded pair of log files and a live broadcast.
+//! Refuses to let a guest cost more than that: disk, memory and CPU are all bounded.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::fs::{File, OpenOptions};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{Mutex, broadcast};
+use tokio::task::JoinHandle;
+
+use crate::error::{Cause, OnPath};
+use crate::pace::Pace;
+use crate::spec::ConsoleSpec;
+
+/// A console is for people: half a MiB a second is more than anyone reads, and at that rate
+/// the pump takes well under a hundredth of a CPU.
+const BYTES_PER_SECOND: u32 = 512 << 10;
+const BURST: u32 = 256 << 10;
+const CHUNK: usize = 8 << 10;
+/// Chunks a slow subscriber may be behind before it skips: half a MiB.
+const BACKLOG: usize = 64;
+/// What Linux prints first when it panics (`kernel/panic.c`).
+const PANIC_MARK: &[u8] = b"Kernel panic - not syncing";
+
+/// A microVM's serial console. Clones are handles on the same one.
+#[derive(Debug, Clone)]
+pub struct Console {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    log: Mutex<Log>,
+    live: broadcast::Sender<Arc<[u8]>>,
+    panicked: AtomicBool,
+    path: PathBuf,
+}
+
+/// A piece of a live console.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConsoleChunk {
+    /// Bytes, as the guest wrote them: not necessarily text, and not to be trusted.
+    Output(Arc<[u8]>),
+    /// The reader was too slow; this many chunks are only in the log, if there.
+    Skipped(u64),
+}
+
+/// The live console from one moment on.
+#[derive(Debug)]
+pub struct ConsoleStream {
+    live: broadcast::Receiver<Arc<[u8]>>,
+}
+
+impl ConsoleStream {
+    /// The next piece; `None` when the VM has ended and its console is read to the end.
+    pub async fn next(&mut self) -> Option<ConsoleChunk> {
+        match self.live.recv().await {
+            // The empty chunk is the end: handles on the console may outlive the VM.
+            Ok(bytes) if bytes.is_empty() => None,
+            Ok(bytes) => Some(ConsoleChunk::Output(bytes)),
+            Err(broadcast::error::RecvError::Lagged(chunks)) => Some(ConsoleChunk::Skipped(chunks)),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+impl Console {
+    /// Opens the log, appending to what a former VM of this path left.
+    pub(crate) async fn open(spec: &ConsoleSpec) -> Result<Self, Cause> {
+        let log = Log::open(spec).await.on("open console log", &spec.log_path)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                log: Mutex::new(log),
+                live: broadcast::channel(BACKLOG).0,
+                panicked: AtomicBool::new(false),
+                path: spec.log_path.clone(),
+            }),
+        })
+    }
+
+    /// The newer of the two log files.
+    pub fn log_path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// What is kept of the console so far, oldest first: at most twice the file bound.
+    ///
+    /// # Errors
+    /// When a log file cannot be read.
+    pub async fn history(&self) -> io::Result<Vec<u8>> {
+        self.shared.log.lock().await.read().await
+    }
+
+    /// What is kept so far, and everything after it, without a gap or a repetition.
+    ///
+    /// # Errors
+    /// When a log file cannot be read.
+    pub async fn follow(&self) -> io::Result<(Vec<u8>, ConsoleStream)> {
+        let mut log = self.shared.log.lock().await;
+        let live = if log.ended { broadcast::channel(1).1 } else { self.shared.live.subscribe() };
+        Ok((log.read().await?, ConsoleStream { live }))
+    }
+
+    /// Whether the guest's kernel said that it panicked. The guest may lie about it, to the
+    /// cost of its own diagnosis only.
+    pub(crate) fn panicked(&self) -> bool {
+        self.shared.panicked.load(Ordering::Relaxed)
+    }
+
+    /// Takes in a VMM's console connection until it ends.
+    pub(crate) fn pump(&self, stream: UnixStream) -> JoinHandle<()> {
+        tokio::spawn(self.clone().run(stream))
+    }
+
+    async fn run(self, mut stream: UnixStream) {
+        let mut pace = Pace::new(BYTES_PER_SECOND, BURST);
+        let mut mark = Mark::default();
+        let mut buffer = vec![0; CHUNK];
+        // An error is the same as the end: the VMM is gone, and the supervisor says why.
+        while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+            let bytes = &buffer[..read];
+            if mark.seen_in(bytes) {
+                self.shared.panicked.store(true, Ordering::Relaxed);
+            }
+            self.take(bytes).await;
+            pace.spent(read).await;
+        }
+        let mut log = self.shared.log.lock().await;
+        log.ended = true;
+        // Nobody listening is no error.
+        let _ = self.shared.live.send(Arc::from([]));
+    }
+
+    /// Log and broadcast under one lock: that is what makes [`Console::follow`] gapless.
+    async fn take(&self, bytes: &[u8]) {
+        let mut log = self.shared.log.lock().await;
+        if let Err(error) = log.append(bytes).await
+            && !std::mem::replace(&mut log.complained, true)
+        {
+            let path = self.shared.path.display();
+            tracing::warn!(%path, %error, "console output is not being kept");
+        }
+        let _ = self.shared.live.send(Arc::from(bytes));
+    }
+}
+
+/// Two files of at most `max` bytes each.
+#[derive(Debug)]
+struct Log {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    max: u64,
+    complained: bool,
+    ended: bool,
+}
+
+impl Log {
+    async fn open(spec: &ConsoleSpec) -> io::Result<Self> {
+        let file = Self::create(&spec.log_path).await?;
+        Ok(Self {
+            path: spec.log_path.clone(),
+            size: file.metadata().await?.len(),
+            file,
+            max: spec.max_bytes.max(CHUNK as u64),
+            complained: false,
+            ended: false,
+        })
+    }
+
+    async fn create(path: &Path) -> io::Result<File> {
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)
+            .await
+    }
+
+    async fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.size + bytes.len() as u64 > self.max {
+            tokio::fs::rename(&self.path, self.rotated()).await?;
+            self.file = Self::create(&self.path).await?;
+            self.size = 0;
+        }
+        self.file.write_all(bytes).await?;
+        self.file.flush().await?;
+        self.size += bytes.len() as u64;
+        Ok(())
+    }
+
+    async fn read(&mut self) -> io::Result<Vec<u8>> {
+        let mut all = match tokio::fs::read(self.rotated()).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            read => read?,
+        };
+        all.extend(tokio::fs::read(&self.path).await?);
+        Ok(all)
+    }
+
+    fn rotated(&self) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(".1");
+        name.into()
+    }
+}
+
+/// Finds [`PANIC_MARK`] in a stream, also across two reads.
+#[derive(Debug, Default)]
+struct Mark {
+    tail: Vec<u8>,
+}
+
+impl Mark {
+    fn seen_in(&mut self, bytes: &[u8]) -> bool {
+        self.tail.extend_from_slice(bytes);
+        let seen = self.tail.windows(PANIC_MARK.len()).any(|window| window == PANIC_MARK);
+        let keep = self.tail.len().min(PANIC_MARK.len() - 1);
+        self.tail.drain(..self.tail.len() - keep);
+        seen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(dir: &tempfile::TempDir, max_bytes: u64) -> ConsoleSpec {
+        ConsoleSpec { log_path: dir.path().join("console.log"), max_bytes }
+    }
+
+    #[test]
+    fn a_panic_is_found_across_reads_and_nothing_else_is() {
+        let mut mark = Mark::default();
+        assert!(!mark.seen_in(b"[1.0] Kernel panic - no"));
+        assert!(mark.seen_in(b"t syncing: oops"));
+        assert!(!Mark::default().seen_in(b"Kernel panic? not here"));
+    }
+
+    #[tokio::test]
+    async fn a_flood_costs_two_files_and_the_newest_bytes_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let console = Console::open(&spec(&dir, 16 << 10)).await.unwrap();
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let pump = console.pump(host);
+        for line in 0..20_000 {
+            guest.write_all(format!("{line:09}\n").as_bytes()).await.unwrap();
+        }
+        drop(guest);
+        pump.await.unwrap();
+        let on_disk: u64 = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+            .sum();
+        assert!((16 << 10..=32 << 10).contains(&on_disk), "{on_disk}");
+        let kept = console.history().await.unwrap();
+        assert!(kept.ends_with(b"000019999\n"));
+    }
+
+    #[tokio::test]
+    async fn following_has_no_gap_and_ends_with_the_vm() {
+        let dir = tempfile::tempdir().unwrap();
+        let console = Console::open(&spec(&dir, 1 << 20)).await.unwrap();
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let pump = console.pump(host);
+        guest.write_all(b"before ").await.unwrap();
+        let (mut seen, mut stream) = loop {
+            let (history, stream) = console.follow().await.unwrap();
+            if !history.is_empty() {
+                break (history, stream);
+            }
+            tokio::task::yield_now().await;
+        };
+        guest.write_all(b"after").await.unwrap();
+        drop(guest);
+        while let Some(ConsoleChunk::Output(bytes)) = stream.next().await {
+            seen.extend_from_slice(&bytes);
+        }
+        assert_eq!(seen, b"before after");
+        pump.await.unwrap();
+        let (all, mut ended) = console.follow().await.unwrap();
+        assert_eq!(all, b"before after");
+        assert_eq!(ended.next().await, None);
+    }
+}

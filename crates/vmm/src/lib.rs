@@ -1,0 +1,83 @@
+//! Drives one VMM process for one microVM, from plain data.
+//!
+//! Owns: starting a VMM confined (own user, namespace, control group, seccomp, descriptors),
+//! talking to it, keeping its console, noticing its end at once, and removing all of it.
+//! Refuses: to know networks, guest protocols, policies or the API. A network interface
+//! arrives as an open tap queue, a namespace as a descriptor.
+//!
+//! Entry points: [`detect`] chooses a back end, [`Vmm::launch`] makes a [`Machine`],
+//! [`kill_leftovers`] sweeps what a daemon that died has left running.
+
+mod cgroup;
+mod confine;
+mod console;
+mod detect;
+mod error;
+mod estate;
+mod machine;
+mod pace;
+mod probe;
+mod program;
+mod qemu;
+mod spec;
+mod supervise;
+mod vsock;
+
+use std::future::Future;
+use std::pin::Pin;
+
+pub use cgroup::kill_leftovers;
+pub use console::{Console, ConsoleChunk, ConsoleStream};
+pub use detect::{AcceleratorChoice, DetectOptions, Detected, detect};
+pub use error::{Cause, Said, Step, VmmError};
+pub use machine::{Exit, ExitReason, Machine};
+pub use probe::{ProbeSpec, probe};
+pub use qemu::Qemu;
+pub use spec::{CgroupSpec, ConsoleSpec, Disk, DiskFormat, Ids, MachineSpec, Nic};
+
+/// A boxed future that may move between threads.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// How guest code is executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The processor runs it, through `/dev/kvm`.
+    Kvm,
+    /// It is translated in software: works anywhere, several times slower.
+    Tcg,
+}
+
+impl std::fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        })
+    }
+}
+
+/// A back end: one kind of VMM, found and checked, able to launch microVMs.
+pub trait Vmm: Send + Sync {
+    /// What users call it: `qemu`.
+    fn name(&self) -> &'static str;
+
+    /// Its version, as it says itself.
+    fn version(&self) -> &str;
+
+    /// How its guests are executed.
+    fn accelerator(&self) -> Accelerator;
+
+    /// Bytes the VM's processes need beside the guest's memory: add them to
+    /// [`CgroupSpec::memory_max`].
+    fn memory_overhead(&self) -> u64;
+
+    /// Starts a microVM's processes and stops short of its first instruction:
+    /// [`Machine::start`] lets the guest run.
+    ///
+    /// Either everything is there when the future resolves, or nothing is left. A dropped
+    /// future undoes what was done as well. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// [`VmmError::Launch`] with the step that failed and what the processes said.
+    fn launch(&self, spec: MachineSpec) -> BoxFuture<'static, Result<Machine, VmmError>>;
+}
