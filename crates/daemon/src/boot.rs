@@ -1,0 +1,277 @@
+//! How the daemon comes up: what it checks, what it clears away first, in which order.
+//!
+//! ```text
+//! configuration ─▶ root? ─▶ state lock ─▶ API socket ─▶ leftovers of a killed run ─▶ VMM found
+//!   ─▶ network engine ─▶ API answers ─▶ READY ─▶ configured VMs start
+//! ```
+//!
+//! Owns: the order. Nothing is touched before the whole file is right, and no packet can pass
+//! before the engine stands. Refuses: the way down, which is `shutdown`'s.
+
+use crate::chain::Chain;
+use crate::config::{self, Config, ConfigErrors, Look};
+use crate::fault::FaultPlan;
+use crate::host::ThisHost;
+use crate::http::{self, App, ListenError, Listener};
+use crate::options::{ExitCode, LogFormat, UpOptions};
+use crate::parts::network::{Network, NetworkError};
+use crate::parts::real::RealParts;
+use crate::parts::{PartError, remove_dir, watch};
+use crate::shutdown;
+use crate::signals::{self, Wishes};
+use crate::store::{Store, StoreError};
+use crate::vm::create::Workshop;
+use crate::vm::plan::{GroupPlan, StateDirs};
+use crate::vm::registry::Registry;
+use crate::{logging, nameservers};
+use enisle_api::Version;
+use enisle_image::{ImageError, ImageStore};
+use enisle_net::policy::{self, CompileError};
+use enisle_vmm::{AcceleratorChoice, DetectOptions, Ids, Vmm, VmmError};
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Processes of a killed run are dead within this time: nothing can hold off SIGKILL but a disk.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// Whom a probe of the VMM runs as; below the first VM's.
+const PROBE_UID: u32 = 1_899_999_999;
+
+/// Why the daemon did not come up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootError {
+    /// Namespaces, cgroups and taps are root's.
+    #[error("the daemon must run as root; try: sudo enisle up")]
+    NotRoot,
+    /// The runtime.
+    #[error("cannot start the runtime")]
+    Runtime(#[source] io::Error),
+    /// Signals.
+    #[error("cannot listen for signals")]
+    Signals(#[source] io::Error),
+    /// The state directory.
+    #[error("cannot use the daemon's state")]
+    Store(#[from] StoreError),
+    /// The API's socket.
+    #[error("cannot open the API")]
+    Listen(#[from] ListenError),
+    /// A killed run's files.
+    #[error("cannot remove what an earlier run left")]
+    Files(#[from] PartError),
+    /// No VMM, or processes of a killed run.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The boot files.
+    #[error("cannot boot a guest")]
+    Image(#[from] ImageError),
+    /// The network engine.
+    #[error("cannot set up the network")]
+    Network(#[from] NetworkError),
+    /// The kernel's notifications.
+    #[error("cannot follow the host's network")]
+    Watch(#[source] io::Error),
+    /// A policy that the configuration let pass.
+    #[error("group {group}: its policy does not compile")]
+    Policy {
+        /// The group.
+        group: String,
+        /// Why.
+        #[source]
+        source: CompileError,
+    },
+    /// Work on a blocking thread panicked.
+    #[error("a defect: {0} panicked")]
+    Panicked(&'static str),
+    /// Asked to stop before it was up.
+    #[error("asked to stop")]
+    Stopped,
+}
+
+/// `enisle up`: runs the daemon until it is asked to stop. Blocks.
+///
+/// Complaints about the configuration and a failure to come up go to standard error, everything
+/// later is logged.
+#[must_use]
+pub fn run(options: &UpOptions) -> ExitCode {
+    if let Err(error) = logging::init(options.log_format, &options.log_level) {
+        eprintln!("enisle: {}", Chain(&error));
+        return ExitCode::Failed;
+    }
+    let config = match config::load(&options.file, &ThisHost) {
+        Ok(config) => config,
+        Err(errors) => {
+            complain(&errors, options.log_format);
+            return ExitCode::BadConfig;
+        }
+    };
+    if options.check {
+        println!("{} is right", options.file.display());
+        return ExitCode::Stopped;
+    }
+    match start(&config, options.faults) {
+        Ok(code) => code,
+        Err(BootError::Stopped) => ExitCode::Stopped,
+        Err(error) => {
+            tracing::error!("{}", Chain(&error));
+            ExitCode::Failed
+        }
+    }
+}
+
+fn complain(errors: &ConfigErrors, format: LogFormat) {
+    match format {
+        LogFormat::Json => eprintln!("{}", errors.to_json()),
+        LogFormat::Human if io::stderr().is_terminal() => {
+            let width = rustix::termios::tcgetwinsize(io::stderr()).map_or(80, |size| usize::from(size.ws_col));
+            eprintln!("{}", errors.render(Look::Terminal { width }));
+        }
+        LogFormat::Human => eprintln!("{}", errors.render(Look::Plain)),
+    }
+}
+
+fn start(config: &Config, faults: FaultPlan) -> Result<ExitCode, BootError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(BootError::NotRoot);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BootError::Runtime)?;
+    let code = runtime.block_on(up(config, faults));
+    // What is left on blocking threads has nothing to undo any more.
+    runtime.shutdown_background();
+    code
+}
+
+/// A daemon that is up.
+pub(crate) struct Up {
+    pub(crate) wishes: Wishes,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) network: Arc<Network>,
+    pub(crate) api: JoinHandle<()>,
+    /// Ends the API.
+    pub(crate) close_api: CancellationToken,
+    pub(crate) dirs: StateDirs,
+    /// Held to the end: its lock keeps a second daemon away.
+    pub(crate) store: Arc<Store>,
+}
+
+async fn up(config: &Config, faults: FaultPlan) -> Result<ExitCode, BootError> {
+    let wishes = signals::listen().map_err(BootError::Signals)?;
+    let state_dir = config.state_dir.clone();
+    let store = Arc::new(blocking("opening the state", move || Store::open(&state_dir)).await??);
+    let scope = store.scope().to_owned();
+    let listener = Listener::bind(&config.api)?;
+    let dirs = StateDirs::new(&config.state_dir);
+    clear_leftovers(&store, &dirs).await?;
+    let images = ImageStore::open(&config.image_dir);
+    let (kernel, initramfs) = boot_files(config, &images)?;
+    let vmm = tokio::select! {
+        vmm = find_vmm(config, &scope, &kernel, &initramfs) => vmm?,
+        () = wishes.stop.cancelled() => return Err(BootError::Stopped),
+    };
+    let groups = plan_groups(config)?;
+    let ranges: Vec<_> = config.groups.iter().map(|group| group.network.range).collect();
+    let engine_scope = scope.clone();
+    let network =
+        Arc::new(blocking("setting up the network", move || Network::open(&engine_scope, ranges)).await??);
+    watch::follow(Arc::clone(&network)).map_err(BootError::Watch)?;
+    let version = Version {
+        enisle: env!("CARGO_PKG_VERSION").to_owned(),
+        scope: scope.clone(),
+        pid: std::process::id(),
+        hypervisor: format!("{} {} ({})", vmm.name(), vmm.version(), vmm.accelerator()),
+    };
+    tracing::info!(scope, hypervisor = version.hypervisor, api = %config.api.display(), "up");
+    faults.announce();
+    let parts = Arc::new(RealParts { scope, network: Arc::clone(&network), vmm, images, kernel, initramfs });
+    let workshop = Workshop { parts, store: Arc::clone(&store), faults };
+    let registry = Arc::new(Registry::new(workshop, groups, dirs.clone(), wishes.stop.clone()));
+    let app = App { registry: Arc::clone(&registry), version, stopping: wishes.stop.clone() };
+    let close_api = CancellationToken::new();
+    let api = tokio::spawn(http::serve(listener, http::router(Arc::new(app)), close_api.clone()));
+    registry.start_configured(at_once());
+    shutdown::notify(&[sd_notify::NotifyState::Ready]);
+    Ok(shutdown::wait_and_stop(Up { wishes, registry, network, api, close_api, dirs, store }).await)
+}
+
+/// Runs what blocks, to its end.
+pub(crate) async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, BootError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| BootError::Panicked(what))
+}
+
+/// Removes what a run left that was killed: first what runs, then what it used.
+async fn clear_leftovers(store: &Arc<Store>, dirs: &StateDirs) -> Result<(), BootError> {
+    let scope = store.scope().to_owned();
+    let killed = enisle_vmm::kill_leftovers(&scope, KILL_LIMIT).await?;
+    let links = blocking("reclaiming the network", move || Network::reclaim(&scope)).await??;
+    let (run, vms) = (dirs.run(), dirs.vms());
+    blocking("removing files", move || remove_dir(&run).and_then(|()| remove_dir(&vms))).await??;
+    let rows = store.leftovers()?;
+    for row in &rows {
+        store.remove(&row.name)?;
+    }
+    if killed > 0 || links > 0 || !rows.is_empty() {
+        let vms = rows.iter().map(|row| row.name.as_str()).collect::<Vec<_>>().join(" ");
+        tracing::warn!(killed, links, vms, "an earlier run was killed; removed what it left");
+    }
+    Ok(())
+}
+
+fn boot_files(config: &Config, images: &ImageStore) -> Result<(PathBuf, PathBuf), ImageError> {
+    match (&config.kernel, &config.initramfs) {
+        (Some(kernel), Some(initramfs)) => Ok((kernel.clone(), initramfs.clone())),
+        (kernel, initramfs) => {
+            let built = images.boot()?;
+            Ok((kernel.clone().unwrap_or(built.kernel), initramfs.clone().unwrap_or(built.initramfs)))
+        }
+    }
+}
+
+async fn find_vmm(
+    config: &Config,
+    scope: &str,
+    kernel: &Path,
+    initramfs: &Path,
+) -> Result<Arc<dyn Vmm>, VmmError> {
+    let options = DetectOptions {
+        qemu: None,
+        vsock_device: None,
+        accelerator: match config.hypervisor {
+            config::Hypervisor::Auto => AcceleratorChoice::Auto,
+            config::Hypervisor::QemuKvm => AcceleratorChoice::Kvm,
+            config::Hypervisor::QemuTcg => AcceleratorChoice::Tcg,
+        },
+        kernel: kernel.to_owned(),
+        initramfs: initramfs.to_owned(),
+        probe_dir: config.state_dir.join("run/probe"),
+        cache: config.state_dir.join("kvm-probe.json"),
+        user: Ids { uid: PROBE_UID, gid: PROBE_UID },
+        scope: scope.to_owned(),
+    };
+    let found = enisle_vmm::detect(&options).await?;
+    if let Some(warning) = found.warning {
+        tracing::warn!("{warning}");
+    }
+    Ok(found.vmm)
+}
+
+fn plan_groups(config: &Config) -> Result<Vec<Arc<GroupPlan>>, BootError> {
+    let of_host = nameservers::host_resolvers();
+    let plan = |group: &config::Group| {
+        let policy = policy::compile(&group.network.policy)
+            .map_err(|source| BootError::Policy { group: group.name.clone(), source })?;
+        let dns = if group.network.dns.is_empty() { of_host.clone() } else { group.network.dns.clone() };
+        nameservers::warn(&group.name, &dns, &policy);
+        Ok(Arc::new(GroupPlan { config: group.clone(), policy, dns }))
+    };
+    config.groups.iter().map(plan).collect()
+}
+
+/// VMs that are being made or boot at the same time: a few more than there are processors.
+fn at_once() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get) + 2
+}

@@ -1,0 +1,96 @@
+//! The keys of the file. This is the place to add one: the reader, the JSON schema and the test
+//! that compares the manual with it follow.
+//!
+//! Owns: names, types, defaults and words of the keys. Refuses: rules between keys
+//! ([`super::check`]).
+
+use enisle_net::policy::MAX_RULES;
+
+use super::read::{List, keys};
+use super::values::{
+    Address, ApiSocket, Directory, FilePath, Gigabytes, GroupName, Hypervisor, ImageName, Megabytes, Mode,
+    RangeText, RuleText, Script, Size, SshKey, StateDirectory, Whole,
+};
+
+/// Groups of a file. Each takes a range of its own.
+pub(super) const MAX_GROUPS: usize = 1024;
+
+/// Most microVMs launched with the daemon: as many as the largest range holds.
+const MAX_COUNT: u32 = 1 << 22;
+
+keys! {
+    /// Configuration of an Enisle daemon.
+    pub(super) struct FileKeys ("the file") {
+        /// Everything there is.
+        required config: ConfigKeys,
+    }
+}
+
+keys! {
+    /// The daemon and its host groups.
+    pub(super) struct ConfigKeys ("`config`") {
+        /// Groups of like microVMs.
+        required host_groups: List<GroupKeys, MAX_GROUPS>,
+        /// Unix socket on which the daemon serves its API: an absolute path, `unix:` may come before it.
+        default("/run/enisle/api.sock") api: ApiSocket,
+        /// What runs the guests. `auto` is QEMU, with KVM if a probe guest boots with it, else by
+        /// emulation; `qemu-kvm` fails where KVM does not work; `qemu-tcg` always emulates.
+        default("auto") hypervisor: Hypervisor,
+        /// Image of the groups that name none.
+        default("default") image: ImageName,
+        /// Guest kernel, instead of the one built with the images.
+        optional kernel: FilePath,
+        /// Initramfs for `kernel`, instead of the one built with the images.
+        optional initramfs: FilePath,
+        /// Where images and the kernel are.
+        default("/var/lib/enisle/images") image_dir: Directory,
+        /// Where the daemon keeps its state. One daemon at a time.
+        default("/var/lib/enisle") state_dir: StateDirectory,
+        /// Public keys, as in authorized_keys, that may log in to every microVM.
+        default([]) ssh_keys: List<SshKey, 256>,
+    }
+}
+
+keys! {
+    /// A group of microVMs with the same size, image and policy.
+    pub(super) struct GroupKeys ("a group") {
+        /// Name of the group. Its microVMs are NAME-1, NAME-2 and so on.
+        required name: GroupName,
+        /// microVMs launched with the daemon; 0 leaves making them to the API and the CLI.
+        default(1) count: Whole<0, MAX_COUNT>,
+        /// Virtual CPUs of each.
+        default(1) vcpu: Whole<1, 64>,
+        /// Memory of each in GiB; fractions are fine. Instead of `ram_mb`; with neither it is 512 MiB.
+        optional ram_gb: Gigabytes,
+        /// Memory of each in MiB. Instead of `ram_gb`.
+        optional ram_mb: Megabytes,
+        /// Image, instead of the daemon's `image`.
+        optional image: ImageName,
+        /// Size of each microVM's disk. It takes no room until it is written.
+        default("4G") disk: Size,
+        /// Script run once, by root, when a microVM boots for the first time.
+        optional userdata: Script,
+        /// Public keys of this group, beside the daemon's.
+        default([]) ssh_keys: List<SshKey, 256>,
+        /// Who the microVMs may talk to.
+        required network: NetworkKeys,
+    }
+}
+
+keys! {
+    /// A group's network. Without lists its microVMs reach the public Internet and nothing else.
+    pub(super) struct NetworkKeys ("`network`") {
+        /// `isolated`: each microVM is on its own.
+        required mode: Mode,
+        /// Network from which each microVM takes a /30: a /22 is 256 microVMs. Inside 10.0.0.0/8,
+        /// 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16 or 100.64.0.0/10, and used by nothing else.
+        required range: RangeText,
+        /// What is refused: networks, addresses or services. The most specific entry of both lists
+        /// wins, `drop` before `allow`.
+        default([]) drop: List<RuleText, MAX_RULES>,
+        /// What is opened against `drop` and the built-in floor.
+        default([]) allow: List<RuleText, MAX_RULES>,
+        /// Name servers, instead of the host's.
+        default([]) dns: List<Address, 3>,
+    }
+}

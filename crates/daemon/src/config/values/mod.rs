@@ -1,0 +1,17 @@
+//! What a single value may be: one type for each kind, with its words in the JSON schema.
+//!
+//! Owns: the grammar of values. Refuses: rules between values ([`super::check`]), looking at the
+//! machine ([`super::Host`]).
+
+mod network;
+mod number;
+mod place;
+mod ssh_key;
+mod word;
+
+pub(super) use network::{Address, RangeText, RuleText};
+pub(super) use number::{Gigabytes, Megabytes, Size, Whole};
+pub(super) use place::{ApiSocket, Directory, FilePath, StateDirectory};
+pub use ssh_key::SshKey;
+pub use word::Hypervisor;
+pub(super) use word::{GroupName, ImageName, Mode, Script};

@@ -1,0 +1,84 @@
+//! The HTTP API on a unix socket.
+//!
+//! Owns: routes, bodies, streams, and turning errors into problem documents. Handlers ask the
+//! registry and answer; what they ask for is done elsewhere. Refuses: state of its own.
+
+mod body;
+mod logs;
+mod problem;
+mod server;
+mod streams;
+#[cfg(test)]
+mod tests;
+mod vms;
+
+pub(crate) use server::{ListenError, Listener, serve};
+
+use crate::vm::registry::Registry;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{Method, Uri};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use axum::{Json, Router};
+use enisle_api::{Code, Group, Health, Problem, Version, routes};
+use futures_util::FutureExt;
+use problem::ApiError;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Largest body of a request: a first-boot script of 256 KiB, six times as long in JSON at worst.
+const MAX_BODY: usize = 2 * 1024 * 1024;
+
+/// What handlers ask.
+pub(crate) struct App {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) version: Version,
+    /// Set when the daemon goes down.
+    pub(crate) stopping: CancellationToken,
+}
+
+/// The routes of the API.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route(routes::HEALTH, get(health))
+        .route(routes::VERSION, get(version))
+        .route(routes::GROUPS, get(groups))
+        .route(routes::VMS, get(vms::list).post(vms::create))
+        .route(routes::VM, get(vms::show).delete(vms::remove))
+        .route(routes::VM_LOG, get(logs::log))
+        .route(routes::VM_STREAM, any(streams::open))
+        .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(from_fn(survive))
+        .with_state(app)
+}
+
+async fn health(State(app): State<Arc<App>>) -> Json<Health> {
+    let status = if app.stopping.is_cancelled() { "stopping" } else { "ok" };
+    Json(Health { status: status.to_owned() })
+}
+
+async fn version(State(app): State<Arc<App>>) -> Json<Version> {
+    Json(app.version.clone())
+}
+
+async fn groups(State(app): State<Arc<App>>) -> Json<Vec<Group>> {
+    Json(app.registry.groups())
+}
+
+async fn unknown(method: Method, uri: Uri) -> ApiError {
+    Problem::new(Code::NotFound, format!("there is no {method} {}", uri.path()))
+        .hint("docs/api.md lists what there is")
+        .into()
+}
+
+/// A panic in a handler is a defect of that request, not of the daemon.
+async fn survive(request: Request, next: Next) -> Response {
+    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(_) => ApiError::from(Problem::new(Code::Internal, "a defect; the daemon's log has more")).into_response(),
+    }
+}

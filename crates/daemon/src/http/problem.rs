@@ -1,0 +1,82 @@
+//! From errors to problem documents: the one table.
+
+use crate::chain::Chain;
+use crate::guest::session::{OpenError, failure_class};
+use crate::store::StoreError;
+use crate::vm::VmError;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use enisle_api::stream::FromDaemon;
+use enisle_api::{Code, Problem};
+
+/// A problem as an answer.
+#[derive(Debug)]
+pub(crate) struct ApiError(Box<Problem>);
+
+impl From<Problem> for ApiError {
+    fn from(problem: Problem) -> Self {
+        Self(Box::new(problem))
+    }
+}
+
+impl From<VmError> for ApiError {
+    fn from(error: VmError) -> Self {
+        problem(&error).into()
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        // Text and numbers only: there is nothing in it that JSON could refuse.
+        let body = serde_json::to_vec(&self.0).unwrap_or_default();
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+    }
+}
+
+/// The table.
+pub(crate) fn problem(error: &VmError) -> Problem {
+    let new = |code| Problem::new(code, Chain(error).to_string());
+    match error {
+        VmError::NoSuchVm { .. } => new(Code::NotFound).hint("`enisle vm list` shows the VMs there are"),
+        VmError::NoSuchGroup { .. } => new(Code::NotFound).pointer("/group"),
+        VmError::GroupNeeded { .. } => new(Code::InvalidRequest).pointer("/group"),
+        VmError::OutOfRange { field, .. } => new(Code::InvalidRequest).pointer(format!("/{field}")),
+        VmError::Store(error) => store_problem(error),
+        VmError::ShuttingDown => new(Code::ShuttingDown),
+        VmError::Injected { .. } => new(Code::StartFailed),
+        VmError::StartFailed { .. } => new(Code::StartFailed).hint("it was removed again; the daemon's log has more"),
+        VmError::Failed { name, .. } => {
+            new(Code::WrongState).hint(format!("`enisle vm logs {name}` shows its console; `enisle vm delete {name}` removes it"))
+        }
+        VmError::NotReady { name, .. } => {
+            new(Code::Timeout).hint(format!("`enisle vm logs {name}` shows how far it came, while it exists"))
+        }
+        VmError::Stopping { .. } => new(Code::WrongState),
+        VmError::Stuck { name, .. } => new(Code::Internal).hint(format!("`enisle vm delete {name}` tries again")),
+        VmError::TooManyStreams { .. } => new(Code::Exhausted).hint("end one of them"),
+        VmError::Log { .. } => new(Code::Internal),
+    }
+}
+
+fn store_problem(error: &StoreError) -> Problem {
+    let code = match error {
+        StoreError::NameTaken { .. } => Code::NameTaken,
+        StoreError::BadName { .. } => Code::InvalidRequest,
+        StoreError::RangeFull { .. } => Code::Exhausted,
+        StoreError::NoSuchVm { .. } => Code::NotFound,
+        _ => Code::Internal,
+    };
+    let problem = Problem::new(code, Chain(error).to_string());
+    if matches!(code, Code::NameTaken | Code::InvalidRequest) { problem.pointer("/name") } else { problem }
+}
+
+/// The last message of a stream that could not be opened.
+pub(crate) fn open_failed(error: &OpenError) -> FromDaemon {
+    let (guest, code) = match error {
+        OpenError::Refused { code, .. } => (Some(failure_class(*code)), Code::GuestFailed),
+        OpenError::TooLong => (None, Code::InvalidRequest),
+        OpenError::Connect(_) | OpenError::Wire(_) => (None, Code::GuestFailed),
+    };
+    FromDaemon::Failed { guest, problem: Problem::new(code, Chain(error).to_string()) }
+}

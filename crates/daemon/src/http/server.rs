@@ -1,0 +1,185 @@
+//! The API's unix socket and the connections on it.
+//!
+//! Owns: the socket's file, how many connections there are, and their orderly end. Refuses: TCP;
+//! who may use the API is decided by the file's mode.
+
+use crate::group_file;
+use axum::Router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::fs::Permissions;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Connections at a time: two for every stream that a few VMs may have.
+const MAX_CONNECTIONS: usize = 4096;
+/// A client sends the head of its request within this time.
+const HEADER_PATIENCE: Duration = Duration::from_secs(30);
+/// Connections that are idle or in the middle of an answer get this long at the end.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// When descriptors are short, some may be free again after this time.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Who may use the API without being root.
+const GROUP: &str = "enisle";
+/// Read and write for owner and group.
+const MODE: u32 = 0o660;
+
+/// The API's socket cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ListenError {
+    /// Somebody answers there.
+    #[error("another daemon answers on {}; stop it, or give this one another `api`", .0.display())]
+    InUse(PathBuf),
+    /// Something that is no socket is in the way.
+    #[error("{} exists and is no socket; move it away, or choose another `api`", .0.display())]
+    NotASocket(PathBuf),
+    /// The kernel refuses.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ListenError {
+    let path = path.to_owned();
+    move |source| ListenError::Io { action, path, source }
+}
+
+/// The bound socket. Dropping it removes the file.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    inner: UnixListener,
+    path: PathBuf,
+}
+
+impl Listener {
+    /// Binds the socket: its directory is made where it is missing, and a file that a daemon left
+    /// which was killed is removed. Must be called in a tokio runtime.
+    pub(crate) fn bind(path: &Path) -> Result<Self, ListenError> {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).map_err(at("make", dir))?;
+        }
+        remove_stale(path)?;
+        // Bound under a name nobody connects to, so that the socket never exists with another
+        // owner or mode than it shall have.
+        let hidden = path.with_extension(format!("{}", std::process::id()));
+        remove(&hidden).map_err(at("remove", &hidden))?;
+        let inner = UnixListener::bind(&hidden).map_err(at("bind", path))?;
+        let listener = Self { inner, path: hidden };
+        std::fs::set_permissions(&listener.path, Permissions::from_mode(MODE)).map_err(at("set the mode of", path))?;
+        if let Some(gid) = group_file::gid(GROUP) {
+            chown(&listener.path, None, Some(gid)).map_err(at("set the group of", path))?;
+        }
+        std::fs::rename(&listener.path, path).map_err(at("bind", path))?;
+        Ok(listener.renamed(path))
+    }
+
+    fn renamed(mut self, path: &Path) -> Self {
+        self.path = path.to_owned();
+        self
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // It is gone already when somebody cleaned up.
+        let _ = remove(&self.path);
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes room: a socket nobody answers on was left behind.
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(at("look at", path)(error)),
+    };
+    if !found.file_type().is_socket() {
+        return Err(ListenError::NotASocket(path.to_owned()));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(ListenError::InUse(path.to_owned())),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => remove(path).map_err(at("remove", path)),
+        Err(error) => Err(at("connect to", path)(error)),
+    }
+}
+
+/// Serves connections until `stop`, then gives those there are a bounded time to end.
+pub(crate) async fn serve(listener: Listener, router: Router, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let connections = TaskTracker::new();
+    let abort = CancellationToken::new();
+    loop {
+        let (stream, place) = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = accept(&listener.inner, &places) => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!("cannot accept a connection to the API: {error}");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        let served = serve_connection(stream, router.clone(), stop.clone());
+        let abort = abort.clone();
+        connections.spawn(async move {
+            let _place = place;
+            abort.run_until_cancelled(served).await
+        });
+    }
+    drop(listener);
+    connections.close();
+    if timeout(CLOSE_PATIENCE, connections.wait()).await.is_err() {
+        abort.cancel();
+        connections.wait().await;
+    }
+}
+
+async fn accept(
+    listener: &UnixListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(UnixStream, Option<OwnedSemaphorePermit>)> {
+    // The semaphore is never closed.
+    let place = Arc::clone(places).acquire_owned().await.ok();
+    Ok((listener.accept().await?.0, place))
+}
+
+async fn serve_connection(stream: UnixStream, router: Router, stop: CancellationToken) {
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
+    let connection =
+        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let served = tokio::select! {
+        served = &mut connection => served,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!("a connection to the API ended: {error}");
+    }
+}

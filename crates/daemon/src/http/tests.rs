@@ -1,0 +1,215 @@
+//! The API over a real unix socket, with parts that exist only as names.
+
+use super::*;
+use crate::fault::FaultPlan;
+use crate::parts::fake::Guest;
+use crate::vm::tests::{Bench, bench};
+use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+const SOON: Duration = Duration::from_secs(10);
+
+struct Api {
+    bench: Bench,
+    socket: PathBuf,
+    stop: CancellationToken,
+    server: JoinHandle<()>,
+    _dir: tempfile::TempDir,
+}
+
+fn api(guest: Guest) -> Api {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("new/api.sock");
+    let bench = bench(guest, FaultPlan::default());
+    let version =
+        Version { enisle: "0".into(), scope: "00000000".into(), pid: 1, hypervisor: "none".into() };
+    let app = App { registry: Arc::clone(&bench.registry), version, stopping: bench.stopping.clone() };
+    let stop = CancellationToken::new();
+    let router = router(Arc::new(app)).route("/panic", get(|| async { panic!("asked to") as () }));
+    let server = tokio::spawn(serve(
+        Listener::bind(&socket).unwrap(),
+        router.layer(from_fn(survive)),
+        stop.clone(),
+    ));
+    Api { bench, socket, stop, server, _dir: dir }
+}
+
+impl Api {
+    async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String, Vec<u8>) {
+        let stream = UnixStream::connect(&self.socket).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request =
+            axum::http::Request::builder().method(method).uri(path).body(body.to_owned()).unwrap();
+        let response = timeout(SOON, sender.send_request(request)).await.unwrap().unwrap();
+        let (head, body) = response.into_parts();
+        let kind = head.headers.get("content-type").map_or("", |v| v.to_str().unwrap()).to_owned();
+        (head.status.as_u16(), kind, body.collect().await.unwrap().to_bytes().to_vec())
+    }
+
+    async fn json(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let (status, kind, body) = self.ask(method, path, body).await;
+        assert!(kind.starts_with("application/"), "{kind}");
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    async fn problem(&self, method: &str, path: &str, body: &str) -> (u16, String, String) {
+        let (status, kind, body) = self.ask(method, path, body).await;
+        assert_eq!(kind, "application/problem+json", "{}", String::from_utf8_lossy(&body));
+        let problem: Problem = serde_json::from_slice(&body).unwrap();
+        assert_eq!((problem.status, problem.code.status()), (status, status));
+        (status, problem.detail, problem.pointer.unwrap_or_default())
+    }
+}
+
+#[tokio::test]
+async fn vms_are_made_listed_shown_and_removed() {
+    let api = api(Guest::Honest);
+    assert_eq!(api.json("GET", routes::VMS, "").await, (200, json!([])));
+    let (status, vm) = api.json("POST", routes::VMS, r#"{"wait":true}"#).await;
+    assert_eq!((status, &vm["name"], &vm["state"]), (201, &json!("agents-1"), &json!("running")));
+    assert_eq!(api.json("GET", "/v1/vms/agents-1", "").await, (200, vm));
+    assert_eq!(api.json("GET", routes::GROUPS, "").await.1[0]["vms"], 1);
+    assert_eq!(api.ask("DELETE", "/v1/vms/agents-1", "").await.0, 204);
+    assert_eq!(api.json("GET", routes::VMS, "").await.1, json!([]));
+    assert_eq!(api.json("GET", routes::HEALTH, "").await.1, json!({"status": "ok"}));
+    api.bench.stopping.cancel();
+    assert_eq!(api.json("GET", routes::HEALTH, "").await.1, json!({"status": "stopping"}));
+    assert_eq!(api.problem("POST", routes::VMS, "{}").await.0, 503);
+}
+
+#[tokio::test]
+async fn every_mistake_is_a_problem_document() {
+    let api = api(Guest::Honest);
+    let huge = format!(r#"{{"userdata":"{}"}}"#, "x".repeat(3 << 20));
+    let cases: &[(&str, &str, &str, u16, &str, &str)] = &[
+        ("GET", "/", "", 404, "there is no GET /", ""),
+        ("GET", "/v2/vms", "", 404, "/v2/vms", ""),
+        ("PUT", routes::VMS, "", 404, "there is no PUT", ""),
+        ("DELETE", routes::VMS, "", 404, "there is no DELETE", ""),
+        ("GET", "/v1/vms/nobody", "", 404, "nobody", ""),
+        ("DELETE", "/v1/vms/nobody", "", 404, "nobody", ""),
+        ("GET", "/v1/vms/nobody/log", "", 404, "nobody", ""),
+        ("GET", "/v1/vms/..%2Fx%00", "", 404, "../x", ""),
+        ("GET", "/v1/vms/nobody/log?follow=perhaps", "", 400, "follow", ""),
+        ("GET", "/v1/vms/nobody/stream", "", 404, "nobody", ""),
+        ("POST", routes::VMS, "", 400, "the body", ""),
+        ("POST", routes::VMS, "[", 400, "line 1", ""),
+        ("POST", routes::VMS, r#"{"cpus":1}"#, 400, "unknown field `cpus`", ""),
+        ("POST", routes::VMS, r#"{"vcpu":0}"#, 400, "1 to 64", "/vcpu"),
+        ("POST", routes::VMS, r#"{"vcpu":300}"#, 400, "300", ""),
+        ("POST", routes::VMS, r#"{"ram_mb":1}"#, 400, "64", "/ram_mb"),
+        ("POST", routes::VMS, r#"{"group":"x"}"#, 404, "agents", "/group"),
+        ("POST", routes::VMS, r#"{"name":"-"}"#, 400, "a-z", "/name"),
+        ("POST", routes::VMS, &huge, 400, "the body", ""),
+    ];
+    for (method, path, body, status, detail, pointer) in cases {
+        let (got, said, at) = api.problem(method, path, body).await;
+        assert_eq!((got, at.as_str()), (*status, *pointer), "{method} {path}: {said}");
+        assert!(said.contains(detail), "{method} {path}: {said}");
+    }
+    assert_eq!(api.json("GET", routes::VMS, "").await.1, json!([]));
+}
+
+#[tokio::test]
+async fn names_are_taken_and_ranges_are_full() {
+    let api = api(Guest::Honest);
+    let create = r#"{"name":"one"}"#;
+    assert_eq!(api.json("POST", routes::VMS, create).await.0, 201);
+    assert_eq!(api.problem("POST", routes::VMS, create).await.0, 409);
+    assert_eq!(api.json("POST", routes::VMS, "{}").await.0, 201);
+    let (status, detail, _) = api.problem("POST", routes::VMS, "{}").await;
+    assert_eq!(status, 422);
+    assert!(detail.contains("169.254.100.0/29"), "{detail}");
+}
+
+#[tokio::test]
+async fn a_start_that_fails_is_answered_with_its_reason() {
+    let api = api(Guest::Broken);
+    let (status, detail, _) = api.problem("POST", routes::VMS, r#"{"wait":true}"#).await;
+    assert_eq!(status, 500);
+    assert!(detail.contains("mount /dev/vda"), "{detail}");
+    assert_eq!(api.json("GET", routes::VMS, "").await.1, json!([]));
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_while_it_waits_leaves_no_vm() {
+    let api = api(Guest::Mute);
+    let mut client = UnixStream::connect(&api.socket).await.unwrap();
+    let body = r#"{"wait":true}"#;
+    let head = format!("POST /v1/vms HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    client.write_all(head.as_bytes()).await.unwrap();
+    timeout(SOON, async {
+        while api.bench.registry.list().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        drop(client);
+        while !api.bench.registry.list().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_panic_in_a_handler_is_one_requests_problem() {
+    let api = api(Guest::Honest);
+    assert_eq!(api.problem("GET", "/panic", "").await.0, 500);
+    assert_eq!(api.json("GET", routes::HEALTH, "").await.0, 200);
+}
+
+#[tokio::test]
+async fn garbage_and_silence_on_the_socket_hurt_nobody_and_do_not_hold_up_the_end() {
+    let api = api(Guest::Honest);
+    let mut garbage = UnixStream::connect(&api.socket).await.unwrap();
+    garbage.write_all(&[0xff; 1024]).await.unwrap();
+    let mut answer = Vec::new();
+    // A reset is an end as well.
+    let _ = timeout(SOON, garbage.read_to_end(&mut answer)).await.unwrap();
+    let _silent = UnixStream::connect(&api.socket).await.unwrap();
+    let mut half = UnixStream::connect(&api.socket).await.unwrap();
+    half.write_all(b"POST /v1/vms HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
+    assert_eq!(api.json("GET", routes::HEALTH, "").await.0, 200);
+    api.stop.cancel();
+    timeout(SOON, api.server).await.expect("the API does not end").unwrap();
+    assert!(!api.socket.exists(), "the socket's file is gone");
+}
+
+#[tokio::test]
+async fn a_following_log_ends_with_its_vm() {
+    let api = api(Guest::Honest);
+    api.json("POST", routes::VMS, r#"{"wait":true}"#).await;
+    let (status, kind, _) = api.ask("GET", "/v1/vms/agents-1/log?follow=true", "").await;
+    assert_eq!((status, kind.as_str()), (200, "application/octet-stream"));
+}
+
+#[tokio::test]
+async fn the_socket_is_private_replaces_a_stale_one_and_respects_a_live_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("deep/er/api.sock");
+    let first = Listener::bind(&path).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+    assert!(matches!(Listener::bind(&path), Err(ListenError::InUse(_))));
+    assert!(path.exists(), "the live one's file stays");
+    // A daemon that was killed leaves the file without anybody behind it.
+    std::mem::forget(first);
+    let stale = dir.path().join("stale.sock");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    let second = Listener::bind(&stale).unwrap();
+    drop(second);
+    assert!(!stale.exists());
+    let file = dir.path().join("file");
+    std::fs::write(&file, "somebody's").unwrap();
+    assert!(matches!(Listener::bind(&file), Err(ListenError::NotASocket(_))));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "somebody's");
+}

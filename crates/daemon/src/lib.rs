@@ -1,0 +1,30 @@
+//! The daemon: configuration, boot, HTTP API, one owner task per VM, state.
+//!
+//! Owns: composition. This is the only crate in which the network engine, the VMM, images, the
+//! guest's protocol and the API meet. Refuses: system calls on networks and processes (those are
+//! `enisle-net`'s and `enisle-vmm`'s) and a command line (the CLI's).
+//!
+//! [`run`] is `enisle up`; [`config`] reads the file; [`dns`] answers what the microVMs ask; everything
+//! else is inside.
+
+mod boot;
+mod chain;
+pub mod config;
+pub mod dns;
+mod fault;
+mod group_file;
+mod guest;
+mod host;
+mod http;
+mod logging;
+mod nameservers;
+mod options;
+mod parts;
+mod shutdown;
+mod signals;
+pub mod store;
+mod vm;
+
+pub use boot::run;
+pub use fault::{FaultPlan, Step, UnknownFault};
+pub use options::{ExitCode, LogFormat, UpOptions};

@@ -1,0 +1,288 @@
+//! Parts that exist only as names in a set, and guests that are a task. Owns faults: any part may
+//! be told to fail, to hang or to panic.
+
+use super::{Machine, PartError, Parts, files};
+use crate::vm::plan::VmPlan;
+use enisle_guest_proto::{BootCommand, BootConfig, BootEvent, Decoder, Hello, VERSION, encode_control};
+use enisle_vmm::{BoxFuture, Console, Exit, ExitReason};
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+
+/// What a fake guest does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Guest {
+    /// Boots, says it is ready, powers off when it is asked to.
+    Honest,
+    /// Boots, says it is ready, never stops by itself.
+    Stubborn,
+    /// Never says anything.
+    Mute,
+    /// Says that its set-up failed.
+    Broken,
+    /// Boots, says it is ready, and powers off by itself.
+    Fleeting,
+}
+
+/// What a part does when it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Fail,
+    Hang,
+    Panic,
+}
+
+/// What there is, by name, and what shall go wrong.
+pub(crate) struct FakeParts {
+    pub(crate) things: Arc<Mutex<BTreeSet<String>>>,
+    pub(crate) faults: Mutex<Vec<(&'static str, Fault)>>,
+    pub(crate) guest: Guest,
+    /// What the guests were told, as it came.
+    pub(crate) told: mpsc::UnboundedSender<String>,
+    gid: u32,
+}
+
+impl FakeParts {
+    pub(crate) fn new(guest: Guest) -> (Arc<Self>, mpsc::UnboundedReceiver<String>) {
+        let (told, hears) = mpsc::unbounded_channel();
+        let gid = rustix::process::getegid().as_raw();
+        let (things, faults) = (Arc::default(), Mutex::default());
+        (Arc::new(Self { things, faults, guest, told, gid }), hears)
+    }
+
+    pub(crate) fn fault(&self, part: &'static str, fault: Fault) {
+        self.faults.lock().unwrap().push((part, fault));
+    }
+
+    pub(crate) fn left(&self) -> Vec<String> {
+        self.things.lock().unwrap().iter().cloned().collect()
+    }
+
+    /// Each fault strikes once.
+    async fn strike(&self, part: &'static str) -> Result<(), PartError> {
+        let fault = {
+            let mut faults = self.faults.lock().unwrap();
+            let index = faults.iter().position(|(name, _)| *name == part);
+            index.map(|index| faults.remove(index).1)
+        };
+        match fault {
+            None => Ok(()),
+            Some(Fault::Fail) => Err(PartError::Io {
+                action: "make",
+                path: PathBuf::from(part),
+                source: io::ErrorKind::StorageFull.into(),
+            }),
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Panic) => panic!("asked to panic at {part}"),
+        }
+    }
+
+    async fn make(&self, part: &'static str, plan: &VmPlan) -> Result<(), PartError> {
+        self.strike(part).await?;
+        assert!(self.things.lock().unwrap().insert(format!("{part} {}", plan.name())), "{part} made twice");
+        Ok(())
+    }
+
+    async fn remove(&self, part: &'static str, fault: &'static str, plan: &VmPlan) -> Result<(), PartError> {
+        self.strike(fault).await?;
+        self.things.lock().unwrap().remove(&format!("{part} {}", plan.name()));
+        Ok(())
+    }
+}
+
+impl Parts for FakeParts {
+    fn make_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
+        Box::pin(self.make("slot", plan))
+    }
+
+    fn remove_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
+        Box::pin(self.remove("slot", "remove slot", plan))
+    }
+
+    fn make_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<UnixListener, PartError>> {
+        Box::pin(async {
+            self.make("channel", plan).await?;
+            files::make_home(&plan.home)?;
+            files::make_run_dir(&plan.run_dir, &plan.boot_socket(), self.gid)
+        })
+    }
+
+    fn remove_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
+        Box::pin(async {
+            self.remove("channel", "remove channel", plan).await?;
+            files::remove_dir(&plan.run_dir)
+        })
+    }
+
+    fn make_disk<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
+        Box::pin(self.make("disk", plan))
+    }
+
+    fn remove_disk<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
+        Box::pin(self.remove("disk", "remove disk", plan))
+    }
+
+    fn remove_home<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
+        Box::pin(async {
+            self.strike("remove home").await?;
+            files::remove_dir(&plan.home)
+        })
+    }
+
+    fn launch<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<Arc<dyn Machine>, PartError>> {
+        Box::pin(async {
+            // Something there must be before a VMM may be.
+            let things = self.left();
+            for part in ["slot", "channel", "disk"] {
+                assert!(things.contains(&format!("{part} {}", plan.name())), "no {part} at launch");
+            }
+            self.make("vmm", plan).await?;
+            let machine = FakeMachine {
+                plan: Arc::clone(plan),
+                things: Arc::clone(&self.things),
+                guest: self.guest,
+                told: self.told.clone(),
+                exit: watch::channel(None).0,
+                start_fails: self.strike("start").await.is_err(),
+            };
+            Ok(Arc::new(machine) as Arc<dyn Machine>)
+        })
+    }
+}
+
+struct FakeMachine {
+    plan: Arc<VmPlan>,
+    things: Arc<Mutex<BTreeSet<String>>>,
+    guest: Guest,
+    told: mpsc::UnboundedSender<String>,
+    exit: watch::Sender<Option<Exit>>,
+    start_fails: bool,
+}
+
+/// As the real one: dropping the last handle kills.
+impl Drop for FakeMachine {
+    fn drop(&mut self) {
+        end(&self.exit, &self.things, self.plan.name(), ExitReason::Killed);
+    }
+}
+
+fn end(
+    exit: &watch::Sender<Option<Exit>>,
+    things: &Mutex<BTreeSet<String>>,
+    name: &str,
+    reason: ExitReason,
+) {
+    things.lock().unwrap().remove(&format!("vmm {name}"));
+    let ended = Exit {
+        reason,
+        code: Some(0),
+        signal: None,
+        detail: "exit code 0".into(),
+        stderr: String::new(),
+        leftovers: Vec::new(),
+    };
+    exit.send_if_modified(|exit| exit.is_none().then(|| *exit = Some(ended)).is_some());
+}
+
+impl Machine for FakeMachine {
+    fn pid(&self) -> u32 {
+        std::process::id()
+    }
+
+    fn start(&self) -> BoxFuture<'_, Result<(), PartError>> {
+        Box::pin(async {
+            if self.start_fails {
+                return Err(PartError::Panicked("starting the guest"));
+            }
+            let (plan, things) = (Arc::clone(&self.plan), Arc::clone(&self.things));
+            let (guest, told, exit) = (self.guest, self.told.clone(), self.exit.clone());
+            tokio::spawn(async move {
+                if let Some(reason) = live(&plan, guest, &told).await {
+                    end(&exit, &things, plan.name(), reason);
+                }
+            });
+            Ok(())
+        })
+    }
+
+    fn power_button(&self) -> BoxFuture<'_, Result<(), PartError>> {
+        // Nobody may have kept the other end.
+        let _ = self.told.send("power button".to_owned());
+        Box::pin(async { Ok(()) })
+    }
+
+    fn connect(&self) -> BoxFuture<'_, Result<UnixStream, PartError>> {
+        Box::pin(async { Err(PartError::Panicked("no sessions here")) })
+    }
+
+    fn kill(&self) -> BoxFuture<'_, Exit> {
+        end(&self.exit, &self.things, self.plan.name(), ExitReason::Killed);
+        self.wait()
+    }
+
+    fn wait(&self) -> BoxFuture<'_, Exit> {
+        let mut exit = self.exit.subscribe();
+        Box::pin(async move { exit.wait_for(Option::is_some).await.unwrap().clone().unwrap() })
+    }
+
+    fn console(&self) -> Option<Console> {
+        None
+    }
+}
+
+/// A guest's life; how it ends by itself.
+async fn live(plan: &VmPlan, guest: Guest, told: &mpsc::UnboundedSender<String>) -> Option<ExitReason> {
+    if guest == Guest::Mute {
+        return None;
+    }
+    let mut socket = UnixStream::connect(plan.boot_socket()).await.ok()?;
+    let mut decoder = Decoder::default();
+    say(&mut socket, &Hello { version: VERSION, agent: "fake".into(), booted: false }).await;
+    let config: BootConfig = hear(&mut socket, &mut decoder).await?;
+    let _ = told.send(format!("you are {}", config.hostname));
+    let first = match guest {
+        Guest::Broken => BootEvent::Failed { step: "mount /dev/vda".into(), error: "no\x1b[2J disk".into() },
+        _ => BootEvent::Ready {},
+    };
+    say(&mut socket, &first).await;
+    if guest == Guest::Fleeting {
+        return Some(ExitReason::GuestShutdown);
+    }
+    while let Some(command) = hear::<BootCommand>(&mut socket, &mut decoder).await {
+        let _ = told.send(format!("{command:?}"));
+        if matches!(command, BootCommand::Userdata { last: true, .. }) {
+            say(&mut socket, &BootEvent::UserdataDone { code: 3 }).await;
+        }
+        if matches!(command, BootCommand::Shutdown {}) && guest != Guest::Stubborn {
+            return Some(ExitReason::GuestShutdown);
+        }
+    }
+    None
+}
+
+pub(crate) async fn say<T: serde::Serialize>(socket: &mut UnixStream, message: &T) {
+    let mut bytes = Vec::new();
+    encode_control(message, &mut bytes).unwrap();
+    // The other side may have gone away.
+    let _ = socket.write_all(&bytes).await;
+}
+
+pub(crate) async fn hear<T: serde::de::DeserializeOwned>(
+    socket: &mut UnixStream,
+    decoder: &mut Decoder,
+) -> Option<T> {
+    let mut buffer = [0; 4096];
+    loop {
+        if let Some(frame) = decoder.next_frame().unwrap() {
+            return Some(frame.control().unwrap());
+        }
+        match socket.read(&mut buffer).await {
+            Ok(0) | Err(_) => return None,
+            Ok(read) => decoder.feed(&buffer[..read]),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What a VM is made of, as the owner task sees it.
+//!
+//! Owns: the seam between the life of a VM and the crates that make its parts (net, vmm, image).
+//! Every part is keyed by the VM's plan, and removing what is not there is no error, so that one
+//! way of removal serves a failed start, a deletion and a death. Refuses: order, which is
+//! `vm::create`'s and `vm::remove`'s.
+
+#[cfg(test)]
+pub(crate) mod fake;
+mod files;
+pub(crate) mod network;
+pub(crate) mod real;
+pub(crate) mod watch;
+
+use crate::fault::InjectedFault;
+use crate::vm::plan::VmPlan;
+use enisle_net::plan::Block;
+use enisle_vmm::{BoxFuture, Exit};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::net::{UnixListener, UnixStream};
+
+pub(crate) use files::remove_dir;
+
+/// A part could not be made or removed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PartError {
+    /// The network slot.
+    #[error(transparent)]
+    Net(Box<enisle_net::NetError>),
+    /// A slot that is needed is not there.
+    #[error("block {0} has no slot")]
+    NoSlot(Block),
+    /// A slot that could not be removed before.
+    #[error("the slot of block {0} could not be removed; the next start of the daemon removes it")]
+    StuckSlot(Block),
+    /// The VMM.
+    #[error(transparent)]
+    Vmm(Box<enisle_vmm::VmmError>),
+    /// Image or disk.
+    #[error(transparent)]
+    Image(Box<enisle_image::ImageError>),
+    /// A file or directory.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which object.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The store.
+    #[error("the daemon's state")]
+    Store(#[from] crate::store::StoreError),
+    /// A test asked for it.
+    #[error(transparent)]
+    Injected(#[from] InjectedFault),
+    /// Work on a blocking thread panicked; the panic is in the log.
+    #[error("a defect: {0} panicked")]
+    Panicked(&'static str),
+}
+
+impl PartError {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// A VMM with its guest. Dropping the last handle kills it.
+pub(crate) trait Machine: Send + Sync {
+    /// The VMM's process id.
+    fn pid(&self) -> u32;
+    /// Lets the guest run its first instruction.
+    fn start(&self) -> BoxFuture<'_, Result<(), PartError>>;
+    /// Presses the power button.
+    fn power_button(&self) -> BoxFuture<'_, Result<(), PartError>>;
+    /// Connects to the agent. Bounded in time.
+    fn connect(&self) -> BoxFuture<'_, Result<UnixStream, PartError>>;
+    /// Kills it and waits until its processes are gone.
+    fn kill(&self) -> BoxFuture<'_, Exit>;
+    /// Waits for its end.
+    fn wait(&self) -> BoxFuture<'_, Exit>;
+    /// Its serial console, if it has one.
+    fn console(&self) -> Option<enisle_vmm::Console>;
+}
+
+/// Makes and removes the parts of VMs.
+pub(crate) trait Parts: Send + Sync {
+    /// Namespace, links and policy.
+    fn make_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
+    /// Takes them away.
+    fn remove_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
+    /// Directories, and the socket the guest's boot connection arrives at.
+    fn make_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<UnixListener, PartError>>;
+    /// Takes the socket and its directory away.
+    fn remove_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
+    /// The writable layer over the image.
+    fn make_disk<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
+    /// Takes it away.
+    fn remove_disk<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
+    /// Takes away what a failed VM keeps: the console's log.
+    fn remove_home<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
+    /// Starts the VMM inside the slot, its guest still halted. A dropped future undoes it.
+    fn launch<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<Arc<dyn Machine>, PartError>>;
+}

@@ -1,0 +1,120 @@
+//! The network of this daemon's VMs: the engine, and its slots by block.
+//!
+//! Owns: which block has which slot. Refuses: anything the engine does itself. Methods block for
+//! milliseconds.
+
+use super::PartError;
+use crate::vm::plan::{MTU, VmPlan};
+use enisle_net::plan::{Block, Range};
+use enisle_net::{Engine, EngineConfig, NetError, Scope, ScopeError, Slot, SlotSpec};
+use enisle_vmm::Nic;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The engine does not open or close.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetworkError {
+    /// The engine's own words.
+    #[error(transparent)]
+    Engine(#[from] NetError),
+    /// The store's scope is none.
+    #[error("the daemon's scope")]
+    Scope(#[from] ScopeError),
+}
+
+/// The engine and its slots.
+#[derive(Debug)]
+pub(crate) struct Network {
+    engine: Engine,
+    slots: Mutex<Slots>,
+    /// Held while the host is followed: what follows last must not put back what was closed.
+    closed: Mutex<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    live: BTreeMap<Block, Slot>,
+    /// Could not be removed. The engine keeps their blocks; the next start reclaims them.
+    stuck: BTreeSet<Block>,
+}
+
+impl Network {
+    /// Opens the engine in the network namespace of this process.
+    pub(crate) fn open(scope: &str, ranges: Vec<Range>) -> Result<Self, NetworkError> {
+        let engine = Engine::open(EngineConfig { scope: scope.parse::<Scope>()?, ranges })?;
+        Ok(Self { engine, slots: Mutex::default(), closed: Mutex::default() })
+    }
+
+    /// Removes what a killed run of this scope left; its processes must be dead. Returns how many
+    /// interfaces there were.
+    pub(crate) fn reclaim(scope: &str) -> Result<usize, NetworkError> {
+        Ok(enisle_net::reclaim(scope.parse()?)?)
+    }
+
+    /// Makes a VM's slot.
+    pub(crate) fn make(&self, plan: &VmPlan) -> Result<(), PartError> {
+        let uid = plan.uid();
+        let spec = SlotSpec {
+            block: plan.block(),
+            vm_name: plan.name(),
+            mtu: u32::from(MTU),
+            policy: &plan.group.policy,
+            tap_owner: (uid, uid),
+        };
+        let slot = self.engine.create(&spec).map_err(net)?;
+        self.slots().live.insert(plan.block(), slot);
+        Ok(())
+    }
+
+    /// Takes a VM's slot away; none is fine.
+    pub(crate) fn remove(&self, block: Block) -> Result<(), PartError> {
+        let slot = {
+            let mut slots = self.slots();
+            if slots.stuck.contains(&block) {
+                return Err(PartError::StuckSlot(block));
+            }
+            slots.live.remove(&block)
+        };
+        let Some(slot) = slot else { return Ok(()) };
+        self.engine.remove(slot).map_err(|error| {
+            self.slots().stuck.insert(block);
+            net(error)
+        })
+    }
+
+    /// What a VMM needs of its slot: the queue of its tap, and the namespace to run in.
+    pub(crate) fn nic(&self, block: Block) -> Result<(Nic, OwnedFd), PartError> {
+        let slots = self.slots();
+        let slot = slots.live.get(&block).ok_or(PartError::NoSlot(block))?;
+        let netns = slot.netns().try_clone_to_owned().map_err(PartError::io("duplicate", "a namespace"))?;
+        let nic = Nic { tap: slot.open_tap().map_err(net)?, mac: block.guest_mac().octets(), mtu: MTU };
+        Ok((nic, netns))
+    }
+
+    /// Follows what changed on the host: flushed tables, new addresses and uplinks.
+    pub(crate) fn refresh(&self) -> Result<(), NetworkError> {
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *closed { Ok(()) } else { Ok(self.engine.refresh()?) }
+    }
+
+    /// Whether [`Network::close`] was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes the host's table and puts forwarding back.
+    pub(crate) fn close(&self) -> Result<(), NetworkError> {
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        Ok(self.engine.close()?)
+    }
+
+    /// A panic elsewhere leaves a map that is whole: every change of it is one call.
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn net(error: NetError) -> PartError {
+    PartError::Net(Box::new(error))
+}

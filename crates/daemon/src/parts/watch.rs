@@ -1,0 +1,43 @@
+//! Follows the host: when somebody flushes tables, adds addresses or renames an uplink, the engine
+//! looks again. Owns the wait, which is an event, and a bound on how often; refuses the repair,
+//! which is the engine's.
+
+use super::network::Network;
+use crate::chain::Chain;
+use enisle_net::Monitor;
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+/// Our own changes are told as well; many come at once when VMs start.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Nothing happens for this long on a quiet host; then the wait begins anew.
+const QUIET: Duration = Duration::from_secs(24 * 3600);
+
+/// Follows the host on a thread of its own until the network is closed, which is a change as well
+/// and so ends the wait.
+///
+/// # Errors
+/// When the kernel's notifications cannot be subscribed to.
+pub(crate) fn follow(network: Arc<Network>) -> io::Result<()> {
+    let monitor = Monitor::open()?;
+    thread::Builder::new().name("follow".to_owned()).spawn(move || run(monitor, &network)).map(drop)
+}
+
+fn run(mut monitor: Monitor, network: &Network) {
+    while !network.is_closed() {
+        match monitor.wait(QUIET) {
+            Ok(Some(_)) => {}
+            Ok(None) => continue,
+            Err(error) => {
+                tracing::error!("changes of the host's network are not followed any more: {error}");
+                return;
+            }
+        }
+        if let Err(error) = network.refresh() {
+            tracing::warn!("cannot follow a change of the host's network: {}", Chain(&error));
+        }
+        thread::sleep(PAUSE);
+    }
+}

@@ -1,0 +1,65 @@
+//! How the daemon goes down.
+//!
+//! Owns: the order of the way down, and that it goes on past what fails: VMs, then the API, then
+//! the network engine, then files. Refuses: hurry before it is asked for twice.
+
+use crate::boot::Up;
+use crate::chain::Chain;
+use crate::options::ExitCode;
+use crate::parts::remove_dir;
+use sd_notify::NotifyState;
+use std::sync::Arc;
+
+/// Tells the service manager, where there is one.
+pub(crate) fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!("cannot tell the service manager: {error}");
+    }
+}
+
+/// Waits until the daemon is asked to stop, and stops it. Everything it made is gone afterwards,
+/// or the exit code says that it is not.
+pub(crate) async fn wait_and_stop(up: Up) -> ExitCode {
+    up.wishes.stop.cancelled().await;
+    notify(&[NotifyState::Stopping]);
+    let mut clean = true;
+    // The API answers meanwhile, so that `vm list` shows what is waited for; it makes no VM.
+    for stuck in up.registry.stop_all(&up.wishes.hurry).await {
+        tracing::error!("{}", Chain(&stuck));
+        clean = false;
+    }
+    up.close_api.cancel();
+    if up.api.await.is_err() {
+        tracing::error!("a defect: the API's task panicked");
+        clean = false;
+    }
+    let network = Arc::clone(&up.network);
+    match tokio::task::spawn_blocking(move || network.close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::error!("cannot remove the network: {}", Chain(&error));
+            clean = false;
+        }
+        Err(_) => {
+            tracing::error!("a defect: removing the network panicked");
+            clean = false;
+        }
+    }
+    if clean {
+        // What is stuck is kept, with its log; the next start tries again.
+        for dir in [up.dirs.run(), up.dirs.vms()] {
+            if let Err(error) = remove_dir(&dir) {
+                tracing::error!("{}", Chain(&error));
+                clean = false;
+            }
+        }
+    }
+    drop(up.store);
+    if clean {
+        tracing::info!("stopped; nothing is left");
+        ExitCode::Stopped
+    } else {
+        tracing::error!("stopped; something is left, see above. The next start removes it");
+        ExitCode::Failed
+    }
+}

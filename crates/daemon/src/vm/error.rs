@@ -1,0 +1,105 @@
+//! What can go wrong when something is asked of a VM. Owns the words; `http::problem` owns the
+//! codes.
+
+use crate::store::StoreError;
+use std::time::Duration;
+
+/// Why a VM was not made, or does not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VmError {
+    /// No VM of this name.
+    #[error("there is no VM named {name:?}")]
+    NoSuchVm {
+        /// As asked.
+        name: String,
+    },
+    /// No group of this name.
+    #[error("there is no group named {name:?}; there are: {known}")]
+    NoSuchGroup {
+        /// As asked.
+        name: String,
+        /// Those that exist.
+        known: String,
+    },
+    /// None was named and there are several, or none.
+    #[error("which group? there are: {known}")]
+    GroupNeeded {
+        /// Those that exist.
+        known: String,
+    },
+    /// A value is out of its range.
+    #[error("`{field}` {rule}")]
+    OutOfRange {
+        /// The field of the request.
+        field: &'static str,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// The store refuses.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A test asked for it.
+    #[error("VM {name} could not be started: step `{step}` of its creation failed: {fault}", step = fault.0)]
+    Injected {
+        /// The VM.
+        name: String,
+        /// The step.
+        fault: crate::fault::InjectedFault,
+    },
+    /// The daemon goes down.
+    #[error("the daemon is going down")]
+    ShuttingDown,
+    /// It failed.
+    #[error("VM {name} failed: {reason}")]
+    Failed {
+        /// The VM.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// It was to be started and failed, and was removed again.
+    #[error("VM {name} could not be started: {reason}")]
+    StartFailed {
+        /// The VM.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// It takes too long.
+    #[error("VM {name} was not ready within {} s", patience.as_secs_f32())]
+    NotReady {
+        /// The VM.
+        name: String,
+        /// How long.
+        patience: Duration,
+    },
+    /// It is on its way out.
+    #[error("VM {name} is being stopped")]
+    Stopping {
+        /// The VM.
+        name: String,
+    },
+    /// Something of it could not be removed.
+    #[error("VM {name} {reason}")]
+    Stuck {
+        /// The VM.
+        name: String,
+        /// What is left and why.
+        reason: String,
+    },
+    /// Too many streams.
+    #[error("VM {name} has {} streams open, which is the limit", super::MAX_STREAMS)]
+    TooManyStreams {
+        /// The VM.
+        name: String,
+    },
+    /// Its console's log cannot be read.
+    #[error("cannot read the console's log of VM {name}")]
+    Log {
+        /// The VM.
+        name: String,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+}

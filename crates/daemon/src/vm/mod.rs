@@ -1,0 +1,171 @@
+//! VMs: one owner task each.
+//!
+//! ```text
+//! http ──▶ Registry ──▶ Handle ──mailbox (bounded)──▶ Owner ──▶ create, remove ──▶ parts
+//!                          ▲                            │
+//!                          └────── Status (watched) ◀───┘ table: state × event → state, effect
+//! ```
+//!
+//! Owns: what the rest of the daemon may know of a VM and ask of it. Refuses: acting on a VM from
+//! anywhere but its owner task.
+
+pub(crate) mod create;
+mod error;
+pub(crate) mod owner;
+pub(crate) mod plan;
+pub(crate) mod registry;
+pub(crate) mod remove;
+mod request;
+pub(crate) mod table;
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub(crate) use error::VmError;
+
+use crate::parts::Machine;
+use enisle_api::Vm;
+use plan::VmPlan;
+use std::sync::Arc;
+use std::time::Duration;
+use table::State;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+/// Streams of one VM at a time.
+pub(crate) const MAX_STREAMS: usize = 256;
+
+/// What may be asked of an owner task.
+pub(crate) enum Command {
+    /// Stop the guest in an orderly way and remove everything.
+    Remove(Option<owner::Waiting>),
+    /// Kill the guest now, and remove everything.
+    Hurry,
+}
+
+/// What an owner task tells about its VM.
+#[derive(Debug, Clone)]
+pub(crate) struct Status {
+    pub(crate) state: State,
+    /// Why, when it needs a reason.
+    pub(crate) reason: Option<String>,
+    pub(crate) pid: Option<u32>,
+    pub(crate) ready_after_ms: Option<u64>,
+    pub(crate) userdata_exit: Option<i32>,
+}
+
+/// A VM as the rest of the daemon knows it. Clones are handles on the same one.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    plan: Arc<VmPlan>,
+    mailbox: mpsc::Sender<Command>,
+    status: watch::Receiver<Status>,
+    machine: watch::Receiver<Option<Arc<dyn Machine>>>,
+    streams: Arc<Semaphore>,
+}
+
+impl Handle {
+    pub(crate) fn name(&self) -> &str {
+        self.plan.name()
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.status.borrow().state
+    }
+
+    /// The VM as the API shows it.
+    pub(crate) fn show(&self) -> Vm {
+        let row = &self.plan.row;
+        let status = self.status.borrow().clone();
+        Vm {
+            name: row.name.clone(),
+            group: row.group.clone(),
+            state: status.state.shown(),
+            reason: status.reason,
+            mode: "isolated".to_owned(),
+            address: row.block.guest(),
+            gateway: row.block.gateway(),
+            vcpu: row.vcpu,
+            ram_mb: row.ram_mib,
+            image: row.image.clone(),
+            pid: status.pid,
+            created_ms: row.created_ms,
+            ready_after_ms: status.ready_after_ms,
+            userdata_exit: status.userdata_exit,
+        }
+    }
+
+    /// Waits until exec works, or never will.
+    pub(crate) async fn ready(&self, patience: Duration) -> Result<(), VmError> {
+        let mut status = self.status.clone();
+        let settled = status.wait_for(|status| !status.state.is_hopeful());
+        let Ok(settled) = timeout(patience, settled).await else {
+            return Err(VmError::NotReady { name: self.name().to_owned(), patience });
+        };
+        // An owner that ended left its last word.
+        drop(settled);
+        if self.state() == State::Running { Ok(()) } else { Err(self.why_not()) }
+    }
+
+    /// Why there is no guest to talk to.
+    fn why_not(&self) -> VmError {
+        let name = self.name().to_owned();
+        let status = self.status.borrow();
+        match status.state {
+            State::Failing | State::Failed => {
+                VmError::Failed { name, reason: status.reason.clone().unwrap_or_default() }
+            }
+            _ => VmError::Stopping { name },
+        }
+    }
+
+    /// Stops the guest and removes everything; resolves when that is over.
+    pub(crate) async fn remove(&self) -> Result<(), VmError> {
+        let (done, outcome) = oneshot::channel();
+        if self.mailbox.send(Command::Remove(Some(done))).await.is_err() {
+            // The owner has ended: the VM is gone.
+            return Ok(());
+        }
+        match outcome.await {
+            Ok(Err(reason)) => Err(VmError::Stuck { name: self.name().to_owned(), reason }),
+            Ok(Ok(())) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Has the VM removed without waiting, for a caller that cannot wait. A full mailbox holds
+    /// such a wish already.
+    pub(crate) fn give_up(&self) {
+        let _ = self.mailbox.try_send(Command::Remove(None));
+    }
+
+    /// Kills the guest now and removes everything.
+    pub(crate) async fn hurry(&self) {
+        // As for `remove`.
+        let _ = self.mailbox.send(Command::Hurry).await;
+    }
+
+    /// A place among the VM's streams, for as long as the value lives.
+    pub(crate) fn stream_place(&self) -> Result<OwnedSemaphorePermit, VmError> {
+        Arc::clone(&self.streams)
+            .try_acquire_owned()
+            .map_err(|_| VmError::TooManyStreams { name: self.name().to_owned() })
+    }
+
+    /// The VMM, once there is one; `None` when there will be none.
+    pub(crate) async fn machine(&self) -> Option<Arc<dyn Machine>> {
+        let mut machine = self.machine.clone();
+        machine.wait_for(Option::is_some).await.ok().and_then(|machine| machine.clone())
+    }
+
+    /// The VMM, if there is or was one.
+    pub(crate) fn machine_now(&self) -> Option<Arc<dyn Machine>> {
+        self.machine.borrow().clone()
+    }
+
+    /// Resolves with the reason when the guest cannot be talked to any more.
+    pub(crate) async fn guest_ended(&self) -> VmError {
+        let mut status = self.status.clone();
+        // An error means that the owner is gone, and the VM with it.
+        let _ = status.wait_for(|status| !status.state.is_hopeful() && !status.state.has_guest()).await;
+        self.why_not()
+    }
+}

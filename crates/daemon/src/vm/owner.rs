@@ -1,0 +1,379 @@
+//! The owner task of one VM: the only one that acts on it.
+//!
+//! Owns: turning what happens into events, and effects of the [`table`](super::table) into work.
+//! Everything it waits for is an event or has a bound. Refuses: choosing the next state.
+
+use super::create::{CreateError, Creation, Made, Workshop};
+use super::plan::VmPlan;
+use super::remove::{self, Leftovers};
+use super::table::{self, Effect, Event, State};
+use super::{Command, Handle, MAX_STREAMS, Status};
+use crate::chain::Chain;
+use crate::fault::Step;
+use crate::guest::boot::{BootChannel, BootNews, Stopper};
+use crate::parts::Machine;
+use crate::store::StoreError;
+use enisle_vmm::{BoxFuture, Exit, ExitReason};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Time a guest has for an orderly stop.
+const GRACE: Duration = Duration::from_secs(10);
+/// After this part of it the power button is pressed as well.
+const BUTTON_AFTER: Duration = Duration::from_secs(5);
+/// A guest that says nothing for this long never will. Emulated guests on a busy machine are slow.
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
+/// Commands that may wait: each is served at once, whatever the state.
+const MAILBOX: usize = 16;
+
+/// Somebody who waits for a removal.
+pub(crate) type Waiting = oneshot::Sender<Result<(), String>>;
+
+/// What a creation comes to.
+type Created = (Made, Result<(), CreateError>);
+
+/// What the owner is busy with, beside listening.
+enum Work {
+    None,
+    Creating(BoxFuture<'static, Created>),
+    Asking(BoxFuture<'static, ()>),
+    Clearing(BoxFuture<'static, Result<(), Leftovers>>),
+    Forgetting(BoxFuture<'static, Result<(), Leftovers>>),
+}
+
+/// What an owner task heard.
+enum Heard {
+    Command(Option<Command>),
+    News(BootNews),
+    Created(Created),
+    Asked,
+    Cleared(Result<(), Leftovers>),
+    Forgotten(Result<(), Leftovers>),
+    Ended(Exit),
+    Deadline,
+}
+
+/// The owner of one VM.
+pub(crate) struct Owner {
+    plan: Arc<VmPlan>,
+    workshop: Workshop,
+    begun: Instant,
+    mailbox: mpsc::Receiver<Command>,
+    news: mpsc::Receiver<BootNews>,
+    status: watch::Sender<Status>,
+    machine: watch::Sender<Option<Arc<dyn Machine>>>,
+    called_off: CancellationToken,
+    made: Made,
+    work: Work,
+    /// When the boot, or the orderly stop, has taken too long.
+    deadline: Option<Instant>,
+    waiting: Vec<Waiting>,
+}
+
+impl Owner {
+    /// An owner for a VM that has its row, and the handle on it. `turn` bounds how many VMs are
+    /// made at the same time.
+    pub(crate) fn new(plan: Arc<VmPlan>, workshop: Workshop, turn: Option<Arc<Semaphore>>) -> (Self, Handle) {
+        let (commands, mailbox) = mpsc::channel(MAILBOX);
+        let (tell, news) = mpsc::channel(MAILBOX);
+        let initial =
+            Status { state: State::Creating, reason: None, pid: None, ready_after_ms: None, userdata_exit: None };
+        let (status, watched) = watch::channel(initial);
+        let (machine, machine_watched) = watch::channel(None);
+        let called_off = CancellationToken::new();
+        let creation = Creation {
+            plan: Arc::clone(&plan),
+            workshop: workshop.clone(),
+            news: tell,
+            called_off: called_off.clone(),
+            turn,
+        };
+        let handle = Handle {
+            plan: Arc::clone(&plan),
+            mailbox: commands,
+            status: watched,
+            machine: machine_watched,
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+        };
+        let owner = Self {
+            plan,
+            workshop,
+            begun: Instant::now(),
+            mailbox,
+            news,
+            status,
+            machine,
+            called_off,
+            made: Made::default(),
+            work: Work::Creating(Box::pin(creation.run())),
+            deadline: None,
+            waiting: Vec::new(),
+        };
+        (owner, handle)
+    }
+
+    /// Runs until nothing is left of the VM. Returns those who wait for that.
+    pub(crate) async fn run(mut self) -> Vec<Waiting> {
+        while self.state() != State::Gone {
+            let heard = self.hear().await;
+            if let Some(event) = self.understand(heard) {
+                self.apply(event);
+            }
+        }
+        tracing::info!(vm = self.plan.name(), "gone");
+        self.waiting
+    }
+
+    fn state(&self) -> State {
+        self.status.borrow().state
+    }
+
+    async fn hear(&mut self) -> Heard {
+        tokio::select! {
+            // Commands first: a flood of news must not delay them.
+            biased;
+            command = self.mailbox.recv(), if !self.mailbox.is_closed() => Heard::Command(command),
+            heard = progress(&mut self.work) => heard,
+            exit = end_of(self.made.machine.as_ref()) => Heard::Ended(exit),
+            () = at(self.deadline) => Heard::Deadline,
+            Some(news) = self.news.recv() => Heard::News(news),
+        }
+    }
+
+    /// What was heard as events, with what has to be remembered of it.
+    fn understand(&mut self, heard: Heard) -> Option<Event> {
+        match heard {
+            Heard::Command(None) => {
+                // Nobody can ask any more, so nobody will remove it: the registry is gone.
+                self.mailbox.close();
+                Some(Event::Hurry)
+            }
+            Heard::Command(Some(Command::Hurry)) => Some(Event::Hurry),
+            Heard::Command(Some(Command::Remove(waiting))) => {
+                self.waiting.extend(waiting);
+                Some(Event::Remove)
+            }
+            Heard::News(news) => self.take_news(news),
+            Heard::Created((made, outcome)) => Some(self.take_creation(made, outcome)),
+            Heard::Asked => None,
+            Heard::Cleared(outcome) => Some(self.take_removal(outcome, Event::Cleared)),
+            Heard::Forgotten(outcome) => Some(self.take_removal(outcome, Event::Forgotten)),
+            Heard::Ended(exit) => {
+                self.take_end(&exit);
+                Some(Event::Ended)
+            }
+            Heard::Deadline => {
+                self.deadline = None;
+                if self.state() == State::Stopping {
+                    tracing::warn!(vm = self.plan.name(), "the guest did not stop in {} s: killing it", GRACE.as_secs());
+                    return Some(Event::GraceOver);
+                }
+                self.set_reason(format!("its agent said nothing for {} s after the start", BOOT_LIMIT.as_secs()));
+                Some(Event::Broke)
+            }
+        }
+    }
+
+    fn take_creation(&mut self, made: Made, outcome: Result<(), CreateError>) -> Event {
+        self.work = Work::None;
+        self.made = made;
+        let machine = self.made.machine.clone();
+        self.status.send_modify(|status| status.pid = machine.as_ref().map(|machine| machine.pid()));
+        self.machine.send_replace(machine);
+        match outcome {
+            Ok(()) => {
+                self.deadline = Some(Instant::now() + BOOT_LIMIT);
+                Event::Launched
+            }
+            Err(error) => {
+                self.set_reason(error.to_string());
+                Event::Broke
+            }
+        }
+    }
+
+    fn take_news(&mut self, news: BootNews) -> Option<Event> {
+        let vm = self.plan.name();
+        match news {
+            BootNews::Greeted { agent } => {
+                tracing::debug!(vm, agent, "the agent said hello");
+                self.fault_at(Step::Boot)
+            }
+            BootNews::Ready => self.fault_at(Step::Ready).or_else(|| self.take_ready()),
+            BootNews::SetupFailed { reason } if self.state() == State::Booting => {
+                self.set_reason(format!("the guest's set-up failed: {reason}"));
+                Some(Event::Broke)
+            }
+            BootNews::SetupFailed { reason } => {
+                tracing::warn!(vm, "the agent reports: {reason}");
+                None
+            }
+            BootNews::UserdataDone { code } => {
+                if self.status.borrow().userdata_exit != Some(code) {
+                    tracing::info!(vm, code, "the first-boot script ended");
+                    self.status.send_modify(|status| status.userdata_exit = Some(code));
+                    self.remember(self.workshop.store.set_userdata(self.plan.name(), code));
+                }
+                None
+            }
+        }
+    }
+
+    /// A fault that a test asked for at a step of the boot.
+    fn fault_at(&mut self, step: Step) -> Option<Event> {
+        let fault = self.workshop.faults.check(step).err().filter(|_| self.state() == State::Booting)?;
+        self.set_reason(format!("step `{step}` of its creation failed: {fault}"));
+        Some(Event::Broke)
+    }
+
+    fn take_ready(&mut self) -> Option<Event> {
+        if self.state() != State::Booting {
+            return None;
+        }
+        self.deadline = None;
+        self.made.turn = None;
+        let ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.status.send_modify(|status| status.ready_after_ms = Some(ms));
+        self.remember(self.workshop.store.set_running(self.plan.name(), ms));
+        tracing::info!(vm = self.plan.name(), address = %self.plan.block().guest(), ms, "ready");
+        Some(Event::Ready)
+    }
+
+    fn take_end(&mut self, exit: &Exit) {
+        // The handle stays with the watchers: the console's log is read through it.
+        self.made.machine = None;
+        self.status.send_modify(|status| status.pid = None);
+        if self.state().is_hopeful() || self.state() == State::Running {
+            self.set_reason(describe(exit));
+        }
+    }
+
+    fn take_removal(&mut self, outcome: Result<(), Leftovers>, done: Event) -> Event {
+        self.work = Work::None;
+        match outcome {
+            Ok(()) => done,
+            Err(left) => {
+                self.set_reason(left.to_string());
+                for waiting in self.waiting.drain(..) {
+                    // Who asked may have gone away.
+                    let _ = waiting.send(Err(left.to_string()));
+                }
+                Event::Stuck
+            }
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        let before = self.state();
+        let (state, effect) = table::next(before, event);
+        if state != before {
+            tracing::debug!(vm = self.plan.name(), ?before, ?event, ?state, "state");
+            self.status.send_modify(|status| status.state = state);
+            if state == State::Failing {
+                let reason = self.status.borrow().reason.clone().unwrap_or_default();
+                tracing::error!(vm = self.plan.name(), "failed: {reason}");
+            }
+        }
+        match effect {
+            Effect::Nothing => {}
+            Effect::CallOff => self.called_off.cancel(),
+            Effect::Ask => self.ask(),
+            Effect::Clear => self.clear(),
+            Effect::Forget => {
+                let (workshop, plan) = (self.workshop.clone(), Arc::clone(&self.plan));
+                self.work = Work::Forgetting(Box::pin(async move { remove::forget(&workshop, &plan).await }));
+            }
+        }
+    }
+
+    fn ask(&mut self) {
+        self.remember(self.workshop.store.mark_delete(self.plan.name()).map(drop));
+        self.deadline = Some(Instant::now() + GRACE);
+        let stopper = self.made.boot.as_ref().map(BootChannel::stopper);
+        let ask = ask_to_stop(stopper, self.made.machine.clone(), Arc::clone(&self.plan));
+        self.work = Work::Asking(Box::pin(ask));
+    }
+
+    fn clear(&mut self) {
+        self.deadline = None;
+        self.status.send_modify(|status| status.pid = None);
+        let made = std::mem::take(&mut self.made);
+        let (workshop, plan) = (self.workshop.clone(), Arc::clone(&self.plan));
+        self.work = Work::Clearing(Box::pin(async move { remove::clear(&workshop, &plan, made).await }));
+    }
+
+    fn set_reason(&self, reason: String) {
+        self.status.send_modify(|status| status.reason = Some(reason));
+    }
+
+    /// The VM works without its row being up to date; the next start of the daemon clears by
+    /// block and name, which never change.
+    fn remember(&self, outcome: Result<(), StoreError>) {
+        if let Err(error) = outcome {
+            tracing::error!(vm = self.plan.name(), "cannot write the state: {}", Chain(&error));
+        }
+    }
+}
+
+/// The agent first; then, or where it does not listen, the power button.
+async fn ask_to_stop(stopper: Option<Stopper>, machine: Option<Arc<dyn Machine>>, plan: Arc<VmPlan>) {
+    let begun = Instant::now();
+    let told = match stopper {
+        Some(stopper) => timeout(BUTTON_AFTER, stopper.ask()).await.unwrap_or(false),
+        None => false,
+    };
+    if told {
+        sleep_until(begun + BUTTON_AFTER).await;
+    }
+    if let Some(machine) = machine
+        && let Err(error) = machine.power_button().await
+    {
+        tracing::debug!(vm = plan.name(), "the power button: {}", Chain(&error));
+    }
+}
+
+async fn progress(work: &mut Work) -> Heard {
+    match work {
+        Work::None => std::future::pending().await,
+        Work::Creating(creation) => Heard::Created(creation.await),
+        Work::Asking(asking) => {
+            asking.await;
+            *work = Work::None;
+            Heard::Asked
+        }
+        Work::Clearing(clearing) => Heard::Cleared(clearing.await),
+        Work::Forgetting(forgetting) => Heard::Forgotten(forgetting.await),
+    }
+}
+
+async fn end_of(machine: Option<&Arc<dyn Machine>>) -> Exit {
+    match machine {
+        Some(machine) => machine.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How a VM ended by itself, for people.
+fn describe(exit: &Exit) -> String {
+    let how = match exit.reason {
+        ExitReason::GuestShutdown => return "guest powered off".to_owned(),
+        ExitReason::GuestReset => return "guest rebooted; a microVM is not started again in place".to_owned(),
+        ExitReason::GuestPanic => "the guest's kernel panicked; see its console",
+        ExitReason::OomKilled => "killed by the kernel for its memory limit",
+        ExitReason::Killed => "its VMM was killed",
+        _ => "its VMM crashed",
+    };
+    let said = exit.stderr.trim().replace('\n', "; ");
+    let said = if said.is_empty() { String::new() } else { format!(" (it said: {said})") };
+    format!("{how}: {}{said}", exit.detail)
+}

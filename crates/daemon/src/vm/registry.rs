@@ -1,0 +1,217 @@
+//! All VMs of the daemon by name.
+//!
+//! Owns: making owner tasks, and the way down for all of them. Refuses: acting on a VM itself.
+
+use super::create::{Made, Workshop};
+use super::owner::Owner;
+use super::plan::{GroupPlan, StateDirs, VmPlan};
+use super::{Handle, VmError, remove, request};
+use crate::chain::Chain;
+use crate::fault::Step;
+use enisle_api::{CreateVm, Group, GroupNetwork};
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// How long a creation with `wait` takes at most, unless the request says otherwise.
+const WAIT_DEFAULT: Duration = Duration::from_secs(120);
+
+/// All VMs. Shared by everything that asks for one.
+pub(crate) struct Registry {
+    workshop: Workshop,
+    groups: Vec<Arc<GroupPlan>>,
+    dirs: StateDirs,
+    vms: Arc<Mutex<BTreeMap<String, Handle>>>,
+    /// Set when the daemon goes down: no more VMs from then on.
+    stopping: CancellationToken,
+}
+
+impl Registry {
+    pub(crate) fn new(
+        workshop: Workshop,
+        groups: Vec<Arc<GroupPlan>>,
+        dirs: StateDirs,
+        stopping: CancellationToken,
+    ) -> Self {
+        Self { workshop, groups, dirs, vms: Arc::default(), stopping }
+    }
+
+    /// Starts a VM: returns when it has its name and address. `turn` bounds how many are made at
+    /// the same time.
+    pub(crate) fn start(&self, create: &CreateVm, turn: Option<Arc<Semaphore>>) -> Result<Handle, VmError> {
+        let accepted = request::accept(&self.groups, create)?;
+        // One lock over "are we stopping?" and the insertion, so that the way down misses none.
+        let mut vms = self.lock();
+        if self.stopping.is_cancelled() {
+            return Err(VmError::ShuttingDown);
+        }
+        let row = self.workshop.store.reserve(&accepted.vm)?;
+        if let Err(fault) = self.workshop.faults.check(Step::Reserve) {
+            self.workshop.store.remove(&row.name)?;
+            return Err(VmError::Injected { name: row.name, fault });
+        }
+        let plan = Arc::new(VmPlan::new(row, accepted.group, accepted.userdata, &self.dirs));
+        tracing::info!(vm = plan.name(), address = %plan.block().guest(), "creating");
+        let (owner, handle) = Owner::new(Arc::clone(&plan), self.workshop.clone(), turn);
+        vms.insert(plan.name().to_owned(), handle.clone());
+        drop(vms);
+        tokio::spawn(supervise(owner, plan, self.workshop.clone(), Arc::clone(&self.vms)));
+        Ok(handle)
+    }
+
+    /// Starts a VM and waits until exec works in it, within the request's time. One that fails, or
+    /// is not waited for to the end, is removed again.
+    pub(crate) async fn start_and_wait(&self, create: &CreateVm) -> Result<Handle, VmError> {
+        let guard = Unready { handle: self.start(create, None)?, kept: false };
+        let handle = &guard.handle;
+        let patience = create.timeout_ms.map_or(WAIT_DEFAULT, Duration::from_millis);
+        match handle.ready(patience).await {
+            Ok(()) => Ok(guard.keep()),
+            Err(error) => {
+                // What could not be removed is in the log and in the list of VMs.
+                let _ = handle.remove().await;
+                Err(match error {
+                    VmError::Failed { name, reason } => VmError::StartFailed { name, reason },
+                    other => other,
+                })
+            }
+        }
+    }
+
+    /// One VM.
+    pub(crate) fn get(&self, name: &str) -> Result<Handle, VmError> {
+        self.lock().get(name).cloned().ok_or_else(|| VmError::NoSuchVm { name: name.to_owned() })
+    }
+
+    /// All VMs: by group, then by length and letters of the name, so that 10 comes after 9.
+    pub(crate) fn list(&self) -> Vec<Handle> {
+        let mut all: Vec<Handle> = self.lock().values().cloned().collect();
+        all.sort_by(|a, b| {
+            let key = |handle: &Handle| (handle.plan.row.group.clone(), handle.name().len(), handle.name().to_owned());
+            key(a).cmp(&key(b))
+        });
+        all
+    }
+
+    /// The groups as configured.
+    pub(crate) fn groups(&self) -> Vec<Group> {
+        let handles = self.list();
+        let show = |group: &Arc<GroupPlan>| {
+            let config = &group.config;
+            let members = handles.iter().filter(|handle| handle.plan.row.group == config.name).count();
+            Group {
+                name: config.name.clone(),
+                count: config.count,
+                vms: u32::try_from(members).unwrap_or(u32::MAX),
+                capacity: config.network.range.capacity(),
+                vcpu: config.vcpu,
+                ram_mb: config.ram_mib,
+                network: GroupNetwork {
+                    mode: "isolated".to_owned(),
+                    range: config.network.range.to_string(),
+                    drop: config.network.policy.drop.iter().map(ToString::to_string).collect(),
+                    allow: config.network.policy.allow.iter().map(ToString::to_string).collect(),
+                },
+            }
+        };
+        self.groups.iter().map(show).collect()
+    }
+
+    /// Starts the VMs that the file asks for; returns at once. At most `at_once` are being made or
+    /// boot at the same time: a thousand at once would all be late.
+    pub(crate) fn start_configured(&self, at_once: usize) {
+        let turn = Arc::new(Semaphore::new(at_once));
+        for group in &self.groups {
+            let create = CreateVm { group: Some(group.config.name.clone()), ..CreateVm::default() };
+            for _ in 0..group.config.count {
+                if let Err(error) = self.start(&create, Some(Arc::clone(&turn))) {
+                    tracing::error!(group = group.config.name, "cannot start a VM: {}", Chain(&error));
+                }
+            }
+        }
+    }
+
+    /// Stops and removes every VM; resolves when that is over. Cancelling `hurry` kills what is
+    /// still given time. No VM can be made afterwards.
+    ///
+    /// Returns the VMs of which something is left.
+    pub(crate) async fn stop_all(&self, hurry: &CancellationToken) -> Vec<VmError> {
+        self.stopping.cancel();
+        let handles = self.list();
+        let removals = join_all(handles.iter().map(Handle::remove));
+        let outcomes = tokio::select! {
+            outcomes = removals => outcomes,
+            () = hurry.cancelled() => {
+                join_all(handles.iter().map(Handle::hurry)).await;
+                join_all(handles.iter().map(Handle::remove)).await
+            }
+        };
+        outcomes.into_iter().filter_map(Result::err).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Handle>> {
+        lock(&self.vms)
+    }
+}
+
+/// A panic elsewhere leaves a map that is whole: every change of it is one call.
+fn lock(vms: &Mutex<BTreeMap<String, Handle>>) -> MutexGuard<'_, BTreeMap<String, Handle>> {
+    vms.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs an owner task. A defect in it must not leave a VM that nobody owns.
+async fn supervise(
+    owner: Owner,
+    plan: Arc<VmPlan>,
+    workshop: Workshop,
+    vms: Arc<Mutex<BTreeMap<String, Handle>>>,
+) {
+    let ended = AssertUnwindSafe(owner.run()).catch_unwind().await;
+    if ended.is_err() {
+        tracing::error!(vm = plan.name(), "a defect: its owner task panicked; removing the VM");
+        // The owner's handles are dropped: the VMM is being killed.
+        let cleared = remove::clear(&workshop, &plan, Made::default()).await;
+        let forgotten = remove::forget(&workshop, &plan).await;
+        for left in [cleared, forgotten].into_iter().filter_map(Result::err) {
+            tracing::error!(vm = plan.name(), "{left}");
+        }
+    }
+    {
+        let mut vms = lock(&vms);
+        // Its name is free again: another VM may have it already.
+        if vms.get(plan.name()).is_some_and(|handle| Arc::ptr_eq(&handle.plan, &plan)) {
+            vms.remove(plan.name());
+        }
+    }
+    // Only now, so that who waited does not find it in the list any more.
+    for waiting in ended.into_iter().flatten() {
+        // Who asked may have gone away.
+        let _ = waiting.send(Ok(()));
+    }
+}
+
+/// A VM that somebody waits for. Dropped before it was kept, it is removed: its client is gone.
+struct Unready {
+    handle: Handle,
+    kept: bool,
+}
+
+impl Unready {
+    fn keep(mut self) -> Handle {
+        self.kept = true;
+        self.handle.clone()
+    }
+}
+
+impl Drop for Unready {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.handle.give_up();
+        }
+    }
+}
