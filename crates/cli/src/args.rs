@@ -1,0 +1,215 @@
+//! The command line as data: every command, option and help text. Completions and manual pages
+//! come from here. Owns parsing; refuses to do anything.
+
+use crate::exit::{self, ExitCode};
+use crate::failure::Failure;
+use crate::image::ImageCommand;
+use crate::manual::ManArgs;
+use crate::vm::VmCommand;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use enisle_client::{DEFAULT_SOCKET, Endpoint};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// microVMs that reach the Internet and nothing else.
+#[derive(Debug, Parser)]
+#[command(name = "enisle", version, after_help = exit::HELP, max_term_width = 100)]
+pub struct Cli {
+    /// Where the daemon listens.
+    #[arg(long, global = true, env = "ENISLE_API", hide_env_values = true, value_name = "unix:PATH", default_value_t = default_api())]
+    pub api: Endpoint,
+    /// Print JSON instead of text, errors included.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+fn default_api() -> Endpoint {
+    Endpoint::unix(DEFAULT_SOCKET)
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon in the foreground with the VMs that a file asks for.
+    Up(UpArgs),
+    /// Make, use and remove microVMs.
+    Vm(VmArgs),
+    /// Build and list guest images.
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Print the JSON schema of the configuration file.
+    #[command(after_help = "Example:\n  enisle schema > enisle.schema.json")]
+    Schema,
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example:\n  enisle completions bash > /etc/bash_completion.d/enisle")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory.
+    #[command(after_help = "Example:\n  enisle man /usr/local/share/man/man1")]
+    Man(ManArgs),
+}
+
+/// `enisle up`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Runs until SIGTERM or Ctrl-C, then stops its VMs and removes everything it made. Logs go to standard
+error; --json means --log-format json. Ends with 0 when it was stopped, 1 when it could not start or
+not remove everything, 2 when the file is wrong; a wrong file changes nothing on the machine.
+
+Examples:
+  sudo enisle up
+  sudo enisle up agents.yaml --log-format json
+  enisle up agents.yaml --check")]
+pub struct UpArgs {
+    /// The configuration file.
+    #[arg(default_value = "./enisle.yaml")]
+    pub file: PathBuf,
+    /// Only say what is wrong with the file; start nothing.
+    #[arg(long)]
+    pub check: bool,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
+    pub log_format: LogFormat,
+    /// error, warn, info, debug or trace; also per module, as in `info,enisle_net=debug`.
+    #[arg(long, env = "ENISLE_LOG", hide_env_values = true, default_value = "info", value_name = "LEVEL")]
+    pub log_level: String,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `enisle vm …`.
+#[derive(Debug, Args)]
+pub struct VmArgs {
+    /// What to do with VMs.
+    #[command(subcommand)]
+    pub(crate) command: VmCommand,
+}
+
+/// The definition of the whole command line.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// What a command line turned out to be.
+#[derive(Debug)]
+pub enum Parsed {
+    /// A command to carry out.
+    Run(Box<Cli>),
+    /// All is said (`--help`, `--version`, a usage error); end with this exit code.
+    Done(u8),
+}
+
+/// Reads a command line, the program's name first. Help and usage errors are printed here.
+///
+/// A usage error of `vm exec` and `vm shell` ends with 125, so that no exit code of a process is
+/// mistaken for it; of any other command with 2.
+#[must_use]
+pub fn parse(words: Vec<OsString>) -> Parsed {
+    let (json, exec) = look_at(&words);
+    let error = match read(words) {
+        Ok(cli) => return Parsed::Run(Box::new(cli)),
+        Err(error) => error,
+    };
+    if !error.use_stderr() {
+        // Help and version; a reader that went away has seen enough.
+        let _ = error.print();
+        return Parsed::Done(ExitCode::Success as u8);
+    }
+    let code = if exec { ExitCode::ExecFailed } else { ExitCode::Usage };
+    if json {
+        let rendered = error.render().to_string();
+        let detail = rendered.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        return Parsed::Done(Failure::usage(detail).hint("see --help").exit(code).report(true));
+    }
+    let _ = error.print();
+    Parsed::Done(code as u8)
+}
+
+fn read(words: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let matches = command().try_get_matches_from(words)?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    // The daemon would not listen there: silence about it would be a lie. From the environment
+    // it is meant for other commands.
+    if matches!(cli.command, Command::Up(_)) && matches.value_source("api") == Some(ValueSource::CommandLine)
+    {
+        let message = "--api says where to find a daemon; where it listens is `config.api` in the file";
+        return Err(command().error(ErrorKind::ArgumentConflict, message));
+    }
+    Ok(cli)
+}
+
+/// What an unparsable command line was probably meant to be: (`--json`, `vm exec` or `vm shell`).
+fn look_at(words: &[OsString]) -> (bool, bool) {
+    let own: Vec<&str> =
+        words.iter().skip(1).map_while(|word| word.to_str().filter(|word| *word != "--")).collect();
+    let verbs: Vec<&str> = own.iter().copied().filter(|word| !word.starts_with('-')).collect();
+    let exec = verbs.windows(2).any(|pair| matches!(pair, ["vm", "exec" | "shell"]));
+    (own.contains(&"--json"), exec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn usage_errors_of_exec_are_not_mistaken_for_the_processes_status() {
+        assert!(matches!(parse(words("enisle vm exec")), Parsed::Done(125)));
+        assert!(matches!(parse(words("enisle --api unix:/x vm shell --nonsense")), Parsed::Done(125)));
+        assert!(matches!(parse(words("enisle vm delete")), Parsed::Done(2)));
+        assert!(matches!(parse(words("enisle vm list --json nonsense")), Parsed::Done(2)));
+        assert!(matches!(parse(words("enisle up --api unix:/x")), Parsed::Done(2)));
+    }
+
+    #[test]
+    fn the_documentation_has_every_command_and_exit_code() {
+        let text = include_str!("../../../docs/cli.md");
+        let command = command();
+        let own = command.get_subcommands().map(|verb| format!("`enisle {}", verb.get_name()));
+        let vm = command.find_subcommand("vm").unwrap();
+        let verbs = vm.get_subcommands().map(|verb| format!("`enisle vm {}", verb.get_name()));
+        for verb in own.chain(verbs) {
+            assert!(text.contains(&verb), "{verb}");
+        }
+        for code in [0, 1, 2, 3, 4, 5, 124, 125, 126, 127, 141] {
+            assert!(text.contains(&format!("\n| {code} | ")), "{code}");
+        }
+    }
+
+    #[test]
+    fn json_after_the_dashes_belongs_to_the_guest() {
+        assert_eq!(look_at(&words("enisle vm exec a -- ls --json")), (false, true));
+        assert_eq!(look_at(&words("enisle vm exec --json a -- ls")), (true, true));
+        let Parsed::Run(cli) = parse(words("enisle vm exec a -- ls --json")) else {
+            panic!("does not parse")
+        };
+        assert!(!cli.json);
+        let Parsed::Run(cli) = parse(words("enisle vm exec a ls --json -l")) else {
+            panic!("does not parse")
+        };
+        assert!(!cli.json, "everything after the program is the program's");
+    }
+}

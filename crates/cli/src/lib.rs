@@ -1,0 +1,52 @@
+//! The `enisle` command line.
+//!
+//! Owns: the definition of every command, what is printed, and the exit codes. Talks to the
+//! daemon through `enisle-client` only. Refuses: starting the daemon and building images; those
+//! commands are plain data here ([`UpArgs`], [`ImageCommand`]) and the binary carries them out.
+
+mod args;
+mod console;
+mod exit;
+mod failure;
+mod forward_spec;
+mod image;
+mod listener;
+mod manual;
+mod process;
+mod progress;
+mod quantity;
+mod signals;
+mod table;
+mod terminal;
+mod transfer;
+mod tree;
+mod vm;
+
+pub use args::{Cli, Command, LogFormat, Parsed, UpArgs, command, parse};
+pub use exit::ExitCode;
+pub use failure::Failure;
+pub use image::{BuildArgs, ImageCommand, ListArgs, ListedImage, print_images};
+pub use manual::{ManArgs, completions, man};
+pub use table::{print, print_json};
+
+use args::VmArgs;
+use enisle_client::Client;
+
+/// Carries out a `vm` command on a runtime of its own and returns the exit code.
+///
+/// Blocks until the command ends. Errors are printed here.
+#[must_use]
+pub fn run_vm(cli: &Cli, args: &VmArgs) -> u8 {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::io("cannot start the runtime", &error).report(cli.json),
+    };
+    let context = vm::Context { client: Client::new(cli.api.clone()), json: cli.json };
+    let code = match runtime.block_on(vm::run(&context, &args.command)) {
+        Ok(code) => code,
+        Err(failure) => failure.report(cli.json),
+    };
+    // A thread may sit in a read of a terminal that nobody types at; it must not hold us up.
+    runtime.shutdown_background();
+    code
+}

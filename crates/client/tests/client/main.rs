@@ -1,0 +1,7 @@
+//! The client against a daemon double.
+
+#[path = "../fake_daemon/mod.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod fake_daemon;
+mod requests;
+mod streams;

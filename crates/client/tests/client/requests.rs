@@ -1,0 +1,76 @@
+//! Plain requests, and what is said when there is nobody to ask.
+
+use crate::fake_daemon::FakeDaemon;
+use enisle_client::api::{Code, CreateVm};
+use enisle_client::{Client, Endpoint, Error};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+#[tokio::test]
+async fn vms_come_and_go() {
+    let daemon = FakeDaemon::start();
+    let client = Client::new(Endpoint::unix(&daemon.socket));
+    assert_eq!(client.health().await.unwrap().status, "ok");
+    assert_eq!(client.version().await.unwrap().hypervisor, "none");
+    assert_eq!(client.groups().await.unwrap()[0].capacity, 256);
+    let create = CreateVm { vcpu: Some(3), userdata: Some("#!/bin/sh".into()), ..CreateVm::default() };
+    let made = client.create_vm(&create).await.unwrap();
+    assert_eq!((made.name.as_str(), made.vcpu), ("agents-2", 3));
+    assert!(daemon.shared.seen.lock().unwrap().created == Some(create));
+    assert_eq!(client.vm("agents-2").await.unwrap(), made);
+    assert_eq!(client.vms().await.unwrap().len(), 2);
+    client.delete_vm("agents-2").await.unwrap();
+    let gone = client.delete_vm("agents-2").await.unwrap_err();
+    assert_eq!(gone.code(), Some(Code::NotFound));
+    assert!(gone.hint().unwrap().contains("vm list"));
+    let mut log = client.logs("agents-1", true).await.unwrap();
+    let mut text = Vec::new();
+    while let Some(chunk) = log.chunk().await.unwrap() {
+        text.extend_from_slice(&chunk);
+    }
+    assert!(text.ends_with(b"followed\n"));
+}
+
+#[tokio::test]
+async fn problems_come_through_whole() {
+    let daemon = FakeDaemon::start();
+    let client = Client::new(Endpoint::unix(&daemon.socket));
+    let create = CreateVm { group: Some("nobody".into()), ..CreateVm::default() };
+    let Err(Error::Problem(problem)) = client.create_vm(&create).await else { panic!("no problem") };
+    assert_eq!((problem.code, problem.pointer.as_deref()), (Code::NotFound, Some("/group")));
+    let stream = client.connect_tcp("nobody", "x", 1).await.unwrap_err();
+    assert_eq!(stream.code(), Some(Code::NotFound), "also where an upgrade was asked for");
+    let odd = client.vm("../groups").await.unwrap_err();
+    assert_eq!(odd.code(), Some(Code::NotFound), "a name is never another path");
+}
+
+#[tokio::test]
+async fn a_missing_daemon_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("api.sock");
+    let client = Client::new(Endpoint::unix(&path));
+    let nobody = client.health().await.unwrap_err();
+    assert!(matches!(nobody, Error::NotRunning { .. }), "{nobody:?}");
+    assert!(nobody.to_string().contains(&path.display().to_string()));
+    assert!(nobody.hint().unwrap().contains("sudo enisle up"));
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(matches!(client.health().await.unwrap_err(), Error::NotRunning { .. }), "a stale socket");
+}
+
+#[tokio::test]
+async fn something_that_is_no_daemon_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("api.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
+            stream.write_all(answer).await.unwrap();
+        }
+    });
+    let client = Client::new(Endpoint::unix(&path));
+    let error = client.vms().await.unwrap_err();
+    assert!(matches!(error, Error::Protocol { .. }), "{error:?}");
+    assert!(client.connect_unix("x", "/y").await.is_err());
+}
