@@ -1,0 +1,88 @@
+# Sourced by ./test and ./quickstart: what a bare Debian or Ubuntu machine needs, and the builds.
+# Installs distribution packages; never changes the network, the firewall or a sysctl.
+
+BUILD_PACKAGES=(ca-certificates clang cpio gcc libc6-dev make pkg-config)
+RUN_PACKAGES=(debian-archive-keyring dpkg-dev e2fsprogs kmod mmdebstrap qemu-system-x86 qemu-utils xz-utils zstd)
+TEST_PACKAGES=(bc bpftool iproute2 iputils-ping nftables openssh-client procps sqlite3 tcpdump util-linux)
+
+say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
+die() {
+    printf 'error: %s\n' "$1" >&2
+    [ -z "${2-}" ] || printf 'hint: %s\n' "$2" >&2
+    exit 1
+}
+
+need_root() {
+    [ "$(id -u)" -eq 0 ] || die "this makes network namespaces and virtual machines, and needs root" "sudo $0"
+}
+
+# Runs a command as the user who called sudo, so that nothing in their clone becomes root's.
+as_user() {
+    if [ -n "${SUDO_USER-}" ] && [ "$SUDO_USER" != root ]; then
+        sudo -u "$SUDO_USER" -H env PATH="$PATH" "$@"
+    else
+        "$@"
+    fi
+}
+
+need_packages() {
+    local missing=() package
+    for package in "$@"; do
+        # Ubuntu has bpftool in linux-tools; the virtual package answers for it.
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -q '^installed$' || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    command -v apt-get >/dev/null || die "missing: ${missing[*]}" "this script installs packages with apt-get, which is not here"
+    say "installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    local available=()
+    for package in "${missing[@]}"; do
+        if [ -n "$(apt-cache policy "$package" 2>/dev/null | sed -n 's/ *Candidate: *\([^(].*\)/\1/p')" ]; then
+            available+=("$package")
+        elif [ "$package" = bpftool ]; then
+            available+=(linux-tools-common)
+        else
+            die "the package $package is not to be had here" "enable the distribution's main and universe sections"
+        fi
+    done
+    apt-get install -y -qq --no-install-recommends "${available[@]}" >/dev/null
+}
+
+rust_version() { sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml; }
+
+# A cargo of at least the workspace's rust-version: on PATH, of the user who called sudo, or the
+# distribution's where that is new enough.
+need_rust() {
+    local home want have candidate
+    want=$(rust_version)
+    home=$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)
+    PATH="$PATH:$home/.cargo/bin:/root/.cargo/bin"
+    have=$(as_user cargo --version 2>/dev/null | awk '{print $2}') || true
+    if [ -n "$have" ] && dpkg --compare-versions "$have" ge "$want"; then return 0; fi
+    candidate=$(apt-cache policy cargo 2>/dev/null | awk '/Candidate:/ {print $2}')
+    if [ -n "$candidate" ] && dpkg --compare-versions "$candidate" ge "$want"; then
+        need_packages cargo rustc
+        return 0
+    fi
+    die "Rust $want or newer is needed to build Enisle, found ${have:-none}" "https://rustup.rs installs it: sh rustup-init -y, then run this again"
+}
+
+# The binary, the guest's static agent, the lab, and the vsock device, all below target/.
+build_release() {
+    say "building (the first time takes some minutes)"
+    as_user cargo build --release --locked --quiet -p enisle -p enisle-testkit
+    as_user env RUSTFLAGS='-C target-feature=+crt-static' \
+        cargo build --release --locked --quiet -p enisle-agent --target x86_64-unknown-linux-gnu
+    as_user ln -sf ../x86_64-unknown-linux-gnu/release/enisle-agent target/release/enisle-agent
+    if [ ! -x target/tools/bin/vhost-device-vsock ]; then
+        as_user cargo install --quiet --locked --root target/tools --target-dir target/tools/build vhost-device-vsock --version 0.3.0
+        rm -rf target/tools/build
+    fi
+    as_user ln -sf ../tools/bin/vhost-device-vsock target/release/vhost-device-vsock
+}
+
+build_images() {
+    local image
+    for image in "$@"; do target/release/enisle image build "$image"; done
+}
