@@ -19,7 +19,7 @@ use std::process::Output;
 /// # Panics
 /// If the command failed.
 #[track_caller]
-#[must_use]
+#[expect(clippy::must_use_candidate, reason = "that it succeeded is often all a test wants")]
 pub fn ok(output: &Output) -> String {
     assert!(
         output.status.success(),

@@ -76,11 +76,15 @@ pub fn unpack(
 pub fn write_file(mut input: impl Read, path: &Path, owner: Owner) -> Result<u64, ArchiveError> {
     // A link the caller names is followed, as by a shell's `>`.
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    if let Ok(found) = path.symlink_metadata()
-        && !found.is_file()
-    {
-        let is = if found.is_dir() { "a directory" } else { "no regular file" };
-        return Err(ArchiveError::InTheWay { path, is, wants: "a file" });
+    match path.symlink_metadata() {
+        Ok(found) if found.is_file() => {}
+        Ok(found) => {
+            let is = if found.is_dir() { "a directory" } else { "no regular file" };
+            return Err(ArchiveError::InTheWay { path, is, wants: "a file" });
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        // What cannot be looked at is not replaced either.
+        Err(e) => return Err(ArchiveError::file("look at", path, e)),
     }
     let name = file_name(&path)?;
     let base =

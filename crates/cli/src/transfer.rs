@@ -15,7 +15,7 @@ use enisle_client::api::stream::GuestFailure;
 use enisle_client::{ArchiveIn, ArchiveOut, Client, Error};
 use std::fmt;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::io::SyncIoBridge;
 
@@ -27,6 +27,31 @@ const CHUNK: usize = 64 * 1024;
 pub(crate) struct GuestPath {
     pub(crate) vm: String,
     pub(crate) path: String,
+}
+
+impl GuestPath {
+    /// Whether a copy of this to `other` would land on this or in it, and so never end. By their
+    /// letters: a guest that hides it behind a link of its own fills its own disk.
+    pub(crate) fn is_over(&self, other: &Self) -> bool {
+        let (from, to) = (absolute(&self.path), absolute(&other.path));
+        // In the directory above, the copy would get the name of its source.
+        self.vm == other.vm && (to.starts_with(&from) || from.parent() == Some(&to))
+    }
+}
+
+/// The path without `.` and `..`; a relative one begins at the agent's `/root`.
+fn absolute(path: &str) -> PathBuf {
+    let mut whole = PathBuf::new();
+    for part in Path::new("/root").join(path).components() {
+        match part {
+            Component::ParentDir => {
+                whole.pop();
+            }
+            Component::CurDir => {}
+            other => whole.push(other),
+        }
+    }
+    whole
 }
 
 impl fmt::Display for GuestPath {
@@ -247,5 +272,28 @@ fn explain(error: &Error, place: &GuestPath) -> Failure {
             failure.hint("- stands for one regular file; name a local directory to copy a directory")
         }
         _ => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_onto_or_into_itself_is_seen() {
+        let place = |vm: &str, path: &str| GuestPath { vm: vm.into(), path: path.into() };
+        for (from, to, over) in [
+            ("data", "data", true),
+            ("/root/data", "data/copy", true),
+            ("data", ".", true),
+            ("data", "data/../data/", true),
+            ("/", "tmp", true),
+            ("data", "data2", false),
+            ("data", "/tmp", false),
+            ("data/a", "data/b", false),
+        ] {
+            assert_eq!(place("a-1", from).is_over(&place("a-1", to)), over, "{from} to {to}");
+        }
+        assert!(!place("a-1", "data").is_over(&place("a-2", "data")));
     }
 }

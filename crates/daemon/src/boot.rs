@@ -16,7 +16,7 @@ use crate::http::{self, App, ListenError, Listener};
 use crate::options::{ExitCode, LogFormat, UpOptions};
 use crate::parts::network::{Network, NetworkError};
 use crate::parts::real::RealParts;
-use crate::parts::{PartError, remove_dir, watch};
+use crate::parts::{PartError, make_dir, remove_dir, watch};
 use crate::shutdown;
 use crate::signals::{self, Wishes};
 use crate::store::{Store, StoreError};
@@ -125,7 +125,8 @@ fn complain(errors: &ConfigErrors, format: LogFormat) {
     match format {
         LogFormat::Json => eprintln!("{}", errors.to_json()),
         LogFormat::Human if io::stderr().is_terminal() => {
-            let width = rustix::termios::tcgetwinsize(io::stderr()).map_or(80, |size| usize::from(size.ws_col));
+            let width =
+                rustix::termios::tcgetwinsize(io::stderr()).map_or(80, |size| usize::from(size.ws_col));
             eprintln!("{}", errors.render(Look::Terminal { width }));
         }
         LogFormat::Human => eprintln!("{}", errors.render(Look::Plain)),
@@ -136,7 +137,8 @@ fn start(config: &Config, faults: FaultPlan) -> Result<ExitCode, BootError> {
     if !rustix::process::geteuid().is_root() {
         return Err(BootError::NotRoot);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BootError::Runtime)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BootError::Runtime)?;
     let code = runtime.block_on(up(config, faults));
     // What is left on blocking threads has nothing to undo any more.
     runtime.shutdown_background();
@@ -175,7 +177,10 @@ async fn up(config: &Config, faults: FaultPlan) -> Result<ExitCode, BootError> {
     let engine_scope = scope.clone();
     let network =
         Arc::new(blocking("setting up the network", move || Network::open(&engine_scope, ranges)).await??);
-    watch::follow(Arc::clone(&network)).map_err(BootError::Watch)?;
+    if let Err(error) = watch::follow(Arc::clone(&network)) {
+        let closed = blocking("removing the network", move || network.close()).await?;
+        return Err(closed.map_or_else(BootError::Network, |()| BootError::Watch(error)));
+    }
     let version = Version {
         enisle: env!("CARGO_PKG_VERSION").to_owned(),
         scope: scope.clone(),
@@ -190,7 +195,9 @@ async fn up(config: &Config, faults: FaultPlan) -> Result<ExitCode, BootError> {
     let app = App { registry: Arc::clone(&registry), version, stopping: wishes.stop.clone() };
     let close_api = CancellationToken::new();
     let api = tokio::spawn(http::serve(listener, http::router(Arc::new(app)), close_api.clone()));
-    registry.start_configured(at_once());
+    if !wishes.stop.is_cancelled() {
+        registry.start_configured(at_once());
+    }
     shutdown::notify(&[sd_notify::NotifyState::Ready]);
     Ok(shutdown::wait_and_stop(Up { wishes, registry, network, api, close_api, dirs, store }).await)
 }
@@ -208,8 +215,9 @@ async fn clear_leftovers(store: &Arc<Store>, dirs: &StateDirs) -> Result<(), Boo
     let scope = store.scope().to_owned();
     let killed = enisle_vmm::kill_leftovers(&scope, KILL_LIMIT).await?;
     let links = blocking("reclaiming the network", move || Network::reclaim(&scope)).await??;
-    let (run, vms) = (dirs.run(), dirs.vms());
-    blocking("removing files", move || remove_dir(&run).and_then(|()| remove_dir(&vms))).await??;
+    for dir in [dirs.run(), dirs.vms()] {
+        blocking("removing files", move || remove_dir(&dir).and_then(|()| make_dir(&dir))).await??;
+    }
     let rows = store.leftovers()?;
     for row in &rows {
         store.remove(&row.name)?;

@@ -10,7 +10,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoggingError {
     /// The level is none.
-    #[error("cannot read the log level {level:?}; use error, warn, info, debug, trace or MODULE=LEVEL, with commas between")]
+    #[error(
+        "cannot read the log level {level:?}; use error, warn, info, debug, trace or MODULE=LEVEL, with commas between"
+    )]
     Level {
         /// As given.
         level: String,

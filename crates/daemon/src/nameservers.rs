@@ -43,7 +43,8 @@ pub(crate) fn warn(group: &str, servers: &[Ipv4Addr], policy: &CompiledPolicy) {
             "no name server for the guests: the host has none but on its own loopback; set `network.dns`"
         );
     }
-    let refused = |server: &&Ipv4Addr| policy.judge(**server, Proto::Udp, Some(DNS_PORT)).0 == Verdict::Refuse;
+    let refused =
+        |server: &&Ipv4Addr| policy.judge(**server, Proto::Udp, Some(DNS_PORT)).0 == Verdict::Refuse;
     let refused: Vec<String> = servers.iter().filter(refused).map(ToString::to_string).collect();
     if !refused.is_empty() {
         tracing::warn!(

@@ -19,7 +19,7 @@ use crate::plan::{Block, Range};
 use crate::policies::Policies;
 use crate::policy::CompiledPolicy;
 use crate::scope::Scope;
-use crate::slot::{Builder, Slot, SlotSpec, at};
+use crate::slot::{Builder, Parts, Slot, SlotSpec, Unfinished, at};
 use crate::surroundings::Surroundings;
 
 /// Namespaces that may be going at a time. The kernel takes them away in one thread; more at once
@@ -54,6 +54,8 @@ pub struct Engine {
 #[derive(Default)]
 struct State {
     sets: SetContents,
+    /// Slots that could not be taken away whole. Their blocks stay in `sets.slots`.
+    unfinished: BTreeMap<Block, Parts>,
     /// The judge's map of what only this host knows.
     hosts: BTreeMap<Ipv4Net, u32>,
     /// The whole host was a router at the last look.
@@ -115,7 +117,9 @@ impl Engine {
         let earlier = self.kernel.elements(&self.table, host_table::OPENED);
         let earlier = earlier.map_err(|e| NetError::Host("read the host's table", e))?;
         let mut state = self.lock();
-        state.sets.opened = host_table::opened_from(&earlier);
+        if !around.router {
+            state.sets.opened = host_table::opened_from(&earlier);
+        }
         state.router = around.router;
         self.know(&mut state, around)?;
         self.write_table(&state).map_err(|e| NetError::Host("write the host's table", e))?;
@@ -144,7 +148,14 @@ impl Engine {
         if !self.lock().sets.slots.insert(block) {
             return Err(NetError::BlockTaken(block));
         }
-        let made = self.builder().create(spec);
+        let made = match self.builder().create(spec) {
+            Err((e, None)) if e.step == Step::Admit && e.source.is_absent() => {
+                // Somebody flushed the host's table: put it back, as the monitor is about to.
+                self.refresh()?;
+                self.builder().create(spec)
+            }
+            made => made,
+        };
         match made {
             Ok(slot) => match self.follow_policy() {
                 Ok(()) => Ok(slot),
@@ -153,9 +164,25 @@ impl Engine {
                     Err(error)
                 }
             },
-            Err((source, left)) => {
-                self.lock().sets.slots.remove(&block);
+            Err((source, unfinished)) => {
+                let left = self.free(block, unfinished);
                 Err(NetError::Create { vm_name: spec.vm_name.to_owned(), block, source, left })
+            }
+        }
+    }
+
+    /// Frees a block whose slot is gone; keeps it, with what is left, where it is not.
+    fn free(&self, block: Block, unfinished: Option<Box<Unfinished>>) -> Vec<StepError> {
+        let mut state = self.lock();
+        match unfinished {
+            None => {
+                state.sets.slots.remove(&block);
+                Vec::new()
+            }
+            Some(unfinished) => {
+                let Unfinished { left, parts } = *unfinished;
+                state.unfinished.insert(block, parts);
+                left
             }
         }
     }
@@ -192,18 +219,15 @@ impl Engine {
     ///
     /// # Errors
     /// [`NetError::Remove`] with every step that failed. The block stays taken then, so that
-    /// nothing of this slot reaches another.
+    /// nothing of this slot reaches another, until [`Engine::reclaim`] finishes the work.
     pub fn remove(&self, slot: Slot) -> Result<(), NetError> {
         let block = slot.block();
         let parts = slot.into_parts();
         let pass = self.going.enter();
-        let left = self.builder().take_away(block, parts);
+        let unfinished = self.builder().take_away(block, parts).err();
         drop(pass);
-        if left.is_empty() {
-            self.lock().sets.slots.remove(&block);
-            return Ok(());
-        }
-        Err(NetError::Remove { block, left })
+        let left = self.free(block, unfinished);
+        if left.is_empty() { Ok(()) } else { Err(NetError::Remove { block, left }) }
     }
 
     /// What the judge did with a slot's packets.
@@ -240,21 +264,34 @@ impl Engine {
         self.forward(&mut state, &around).map_err(|e| NetError::Host("switch forwarding on", e))
     }
 
-    /// Removes interfaces of this scope that no live slot of this engine has: those of an earlier
-    /// run. The earlier run's VMMs must be dead.
+    /// Finishes what could not be taken away before, and removes interfaces of this scope that no
+    /// live slot of this engine has: those of an earlier run, whose VMMs must be dead. Answers
+    /// how many slots that were.
     ///
     /// # Errors
-    /// [`NetError::Host`].
+    /// [`NetError::Remove`] and [`NetError::Host`]; calling it again tries again.
     pub fn reclaim(&self) -> Result<usize, NetError> {
+        let unfinished = std::mem::take(&mut self.lock().unfinished);
+        let count = unfinished.len();
+        let mut failed = None;
+        for (block, parts) in unfinished {
+            let left = self.free(block, self.builder().take_away(block, parts).err());
+            if !left.is_empty() {
+                failed = Some(NetError::Remove { block, left });
+            }
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
         let around = look(&*self.kernel)?;
         let live: BTreeSet<u32> = self.lock().sets.slots.iter().map(|b| b.host_ifindex()).collect();
         let dead: Vec<&Link> = own_links(&around, self.scope).filter(|l| !live.contains(&l.index)).collect();
         delete_links(&*self.kernel, &around, self.scope, &dead)?;
-        for guest in dead.iter().filter_map(|l| block_of(&self.ranges, l.index)) {
-            let forgotten = self.kernel.forget_flows(guest.guest());
+        for block in dead.iter().filter_map(|l| block_of(&self.ranges, l.index)) {
+            let forgotten = self.kernel.forget_flows(block.guest());
             forgotten.map_err(|e| NetError::Host("forget an earlier run's flows", e))?;
         }
-        Ok(dead.len())
+        Ok(count + dead.len())
     }
 
     /// Removes the host's table and restores forwarding. Slots that were not removed lose their
@@ -290,7 +327,10 @@ impl Engine {
     /// Switches forwarding on where slots' packets come and go, guard first, and off where they no
     /// longer do, guard last. What forwarded before us is left alone.
     fn forward(&self, state: &mut State, around: &Surroundings) -> Answer<()> {
-        let carriers = around.carriers(self.policies().opened());
+        let carriers = match self.ranges.is_empty() {
+            true => BTreeSet::new(),
+            false => around.carriers(self.policies().opened()),
+        };
         let on = |i: &u32| around.links.get(i).is_some_and(|l| l.forwarding);
         let open: Vec<u32> = carriers.iter().copied().filter(|i| !on(i)).collect();
         let keep = |i: &&u32| carriers.contains(i) && around.links.contains_key(i);

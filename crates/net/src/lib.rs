@@ -2,13 +2,15 @@
 //!
 //! Owns: the contract of `docs/networking.md`: an isolated microVM reaches what its policy allows
 //! and nothing else. Refuses: VMs, processes, DNS, configuration files; and any process of `ip`,
-//! `nft`, `iptables` or `sysctl`: everything is done by system calls in [`kernel`].
+//! `nft`, `iptables` or `sysctl`: everything is done by system calls in `kernel`.
 //!
 //! `plan` and `policy` are pure. [`Engine`] makes [`Slot`]s; both are synchronous and block for
 //! milliseconds.
 
 mod engine;
 mod error;
+#[cfg(test)]
+mod faults;
 mod host_table;
 mod judge;
 mod kernel;

@@ -90,18 +90,33 @@ impl Slot {
 
     pub(crate) fn into_parts(self) -> Parts {
         let policy = *self.policy();
-        Parts { admitted: true, netns: Some(self.netns), veth: true, policy: Some(policy), judged: true }
+        Parts {
+            admitted: true,
+            netns: Some(self.netns),
+            veth: true,
+            flows: true,
+            policy: Some(policy),
+            judged: true,
+        }
     }
 }
 
-/// What of a slot exists. Taking it away is the same whether it was complete or not.
+/// What of a slot exists. Taking it away is the same whether it was complete or not, and can be
+/// tried again.
 #[derive(Default)]
 pub(crate) struct Parts {
     admitted: bool,
     netns: Option<Netns>,
     veth: bool,
+    flows: bool,
     policy: Option<PolicyId>,
     judged: bool,
+}
+
+/// A slot that could not be made, or not be taken away: why, and what still exists.
+pub(crate) struct Unfinished {
+    pub(crate) left: Vec<StepError>,
+    pub(crate) parts: Parts,
 }
 
 /// Makes and unmakes slots.
@@ -118,44 +133,44 @@ pub(crate) fn at<T>(step: Step, answer: Answer<T>) -> Result<T, StepError> {
 }
 
 impl Builder<'_> {
-    /// Makes a slot, or nothing. The second part of an error is what could not be undone.
-    pub(crate) fn create(&self, spec: &SlotSpec<'_>) -> Result<Slot, (StepError, Vec<StepError>)> {
+    /// Makes a slot, or nothing.
+    pub(crate) fn create(&self, spec: &SlotSpec<'_>) -> Result<Slot, (StepError, Option<Box<Unfinished>>)> {
         let mut parts = Parts::default();
-        match self.build(spec, &mut parts) {
-            Ok(()) => {}
-            Err(error) => return Err((error, self.take_away(spec.block, parts))),
-        }
-        match parts {
-            Parts { netns: Some(netns), policy: Some(policy), .. } => Ok(Slot {
-                block: spec.block,
-                netns,
-                kernel: Arc::clone(self.kernel),
-                policy: Mutex::new(policy),
-            }),
-            // `build` answers Ok only with both set.
-            incomplete => {
-                let left = self.take_away(spec.block, incomplete);
-                let source = crate::kernel::KernelError::new(
-                    "a slot without a namespace",
-                    std::io::Error::from(std::io::ErrorKind::NotFound),
-                );
-                let step = Step::Namespace;
-                Err((StepError { step, source }, left))
-            }
-        }
+        let (netns, policy) = match self.build(spec, &mut parts) {
+            Ok(made) => made,
+            Err(error) => return Err((error, self.take_away(spec.block, parts).err())),
+        };
+        let kernel = Arc::clone(self.kernel);
+        Ok(Slot { block: spec.block, netns, kernel, policy: Mutex::new(policy) })
     }
 
-    fn build(&self, spec: &SlotSpec<'_>, parts: &mut Parts) -> Result<(), StepError> {
+    fn build(&self, spec: &SlotSpec<'_>, parts: &mut Parts) -> Result<(Netns, PolicyId), StepError> {
         let kernel = &**self.kernel;
         let block = spec.block;
         let admit = host_table::admit(self.table, block);
         at(Step::Admit, kernel.apply(Place::Host, &admit))?;
         parts.admitted = true;
 
-        let netns = parts.netns.insert(at(Step::Namespace, kernel.new_netns())?);
+        let mut netns = at(Step::Namespace, kernel.new_netns())?;
+        match self.furnish(spec, parts, &mut netns) {
+            Ok(policy) => Ok((netns, policy)),
+            Err(error) => {
+                parts.netns = Some(netns);
+                Err(error)
+            }
+        }
+    }
+
+    fn furnish(
+        &self,
+        spec: &SlotSpec<'_>,
+        parts: &mut Parts,
+        netns: &mut Netns,
+    ) -> Result<PolicyId, StepError> {
+        let kernel = &**self.kernel;
+        let block = spec.block;
         at(Step::Tap, kernel.create_tap(netns, &tap(spec)))?;
-        let veth = veth(spec, self.scope);
-        at(Step::Veth, kernel.create_veth(netns, &veth))?;
+        at(Step::Veth, kernel.create_veth(netns, &veth(spec, self.scope)))?;
         parts.veth = true;
 
         let refusals = slot_table::render();
@@ -181,33 +196,43 @@ impl Builder<'_> {
             at(Step::Outside, kernel.change(Place::Host, &change))?;
         }
         kernel.seal(netns);
-        Ok(())
+        Ok(policy)
     }
 
     /// Takes away what there is, in the order that cuts the guest off first. Goes on after an
     /// error, and answers all of them.
-    pub(crate) fn take_away(&self, block: Block, parts: Parts) -> Vec<StepError> {
+    pub(crate) fn take_away(&self, block: Block, mut parts: Parts) -> Result<(), Box<Unfinished>> {
         let kernel = &**self.kernel;
         let mut left = Vec::new();
-        let mut note = |step, answer| left.extend(at(step, answer).err());
+        let mut done = |step, answer| {
+            let error = at(step, answer).err();
+            let gone = error.is_none();
+            left.extend(error);
+            gone
+        };
         if parts.judged {
-            note(Step::Judge, kernel.remove_slot(block.id()));
+            parts.judged = !done(Step::Judge, kernel.remove_slot(block.id()));
         }
-        if let Some(netns) = parts.netns {
-            let outer = parts.veth.then(|| block.host_ifindex());
-            note(Step::Retire, kernel.retire(netns, outer, PATIENCE));
+        let outer = parts.veth.then(|| block.host_ifindex());
+        if let Some(netns) = parts.netns.take() {
+            parts.veth = !done(Step::Retire, kernel.retire(netns, outer, PATIENCE)) && parts.veth;
+        } else if let Some(index) = outer {
+            let deleted = kernel.change(Place::Host, &Change::DeleteLink(index));
+            parts.veth = !done(Step::Retire, absent_is_fine(deleted));
         }
         if parts.admitted {
             let expel = host_table::expel(self.table, block);
-            note(Step::Admit, absent_is_fine(kernel.apply(Place::Host, &expel)));
+            parts.admitted = !done(Step::Admit, absent_is_fine(kernel.apply(Place::Host, &expel)));
         }
-        if parts.veth {
-            note(Step::Flows, kernel.forget_flows(block.guest()));
+        if parts.flows {
+            parts.flows = !done(Step::Flows, kernel.forget_flows(block.guest()));
         }
-        if let Some(policy) = parts.policy {
-            note(Step::Policy, self.lock().release(kernel, policy));
+        if let Some(policy) = parts.policy.take() {
+            // Rows that could not be removed are nobody's: their number is not used again soon, and
+            // they go with the maps.
+            done(Step::Policy, self.lock().release(kernel, policy));
         }
-        left
+        if left.is_empty() { Ok(()) } else { Err(Box::new(Unfinished { left, parts })) }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Policies> {

@@ -49,8 +49,8 @@ pub(crate) fn render() -> Batch {
         rule("input", Rule::new().iif(LOOPBACK).accept()),
         rule("input", Rule::new().mark(MARK_SERVICE).accept()),
         rule("output", Rule::new().oif(LOOPBACK).accept()),
-        rule("output", Rule::new().udp().from_port(DNS).accept()),
-        rule("output", Rule::new().tcp().from_port(DNS).accept()),
+        rule("output", Rule::new().udp().source_port(DNS).accept()),
+        rule("output", Rule::new().tcp().source_port(DNS).accept()),
         rule("output", Rule::new().icmp_unreachable().accept()),
     ])
 }

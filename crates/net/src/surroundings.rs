@@ -63,7 +63,8 @@ impl Surroundings {
     fn foreign_routes<'a>(&'a self, own: &'a BTreeSet<u32>) -> impl Iterator<Item = &'a Route> + 'a {
         self.routes.iter().filter(move |r| {
             let ours = !r.links.is_empty() && r.links.iter().all(|i| own.contains(i));
-            !ours && !is_default(r.net) && !(r.net == ZEROCONF && r.on_link)
+            let zeroconf = r.net == ZEROCONF && r.on_link;
+            !(ours || zeroconf || is_default(r.net))
         })
     }
 

@@ -23,6 +23,8 @@ use crate::pace::Pace;
 const SAID_BYTES: usize = 4 << 10;
 /// A process that floods its standard error is read at this rate and waits.
 const SAID_BYTES_PER_SECOND: u32 = 64 << 10;
+/// What QEMU says in every start, and what explains no end.
+const WAITING: &str = "info: QEMU waiting for connection on: ";
 /// What a killed process may need to die: the kernel frees its memory, which for a large
 /// guest on a loaded machine takes seconds.
 const DEATH_LIMIT: Duration = Duration::from_secs(30);
@@ -52,7 +54,9 @@ impl Tail {
             other if other.is_control() => '.',
             other => other,
         };
-        String::from_utf8_lossy(&bytes).chars().map(printable).collect()
+        let text: String = String::from_utf8_lossy(&bytes).chars().map(printable).collect();
+        // QEMU tells each start that it waits for our side of the console's socket.
+        text.split_inclusive('\n').filter(|line| !line.contains(WAITING)).collect()
     }
 }
 
@@ -221,5 +225,12 @@ mod tests {
         let text = tail.text();
         assert_eq!(text.len(), SAID_BYTES);
         assert!(text.ends_with("last.[2J\n"));
+    }
+
+    #[test]
+    fn what_every_start_says_is_no_reason() {
+        let tail = Tail::default();
+        tail.push(b"qemu: -chardev socket: info: QEMU waiting for connection on: unix:/x\nqemu: broken\n");
+        assert_eq!(tail.text(), "qemu: broken\n");
     }
 }

@@ -1,6 +1,7 @@
 //! Owns the task that watches one microVM from its launch to its end: it notices the end of
 //! either process at once, finds the reason, removes everything, and tells.
 
+use std::convert::Infallible;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ const LAST_EVENT_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct GuestReport {
     /// Why the guest stopped for good, if the VMM said so.
     pub(crate) end: Option<GuestEnd>,
+    /// The host could not read or write a disk of the guest's.
+    pub(crate) disk_failed: bool,
     /// The VMM's control connection has been read to its end.
     pub(crate) complete: bool,
 }
@@ -60,13 +63,14 @@ impl Watched {
     }
 
     async fn first_end(&mut self) -> First {
-        let Self { estate, kill, .. } = self;
+        let Self { vm, estate, report, kill, .. } = self;
         // An error means that the last handle was dropped: the same as being asked.
         let asked = async { kill.wait_for(|asked| *asked).await.map(drop).unwrap_or(()) };
         tokio::select! {
             ended = end_of(&mut estate.vmm) => First::Vmm(ended),
             ended = end_of(&mut estate.vsock) => First::Vsock(ended),
             () = asked => First::Asked,
+            never = tell_of_disk(vm, report.clone()) => match never {},
         }
     }
 
@@ -100,6 +104,14 @@ impl Watched {
             leftovers,
         }
     }
+}
+
+/// Says once that the host failed a disk. The guest sees errors of its own and runs on.
+async fn tell_of_disk(vm: &str, mut report: watch::Receiver<GuestReport>) -> Infallible {
+    if report.wait_for(|report| report.disk_failed).await.is_ok() {
+        tracing::error!(vm, "the host cannot read or write the VM's disk: is its file system full?");
+    }
+    std::future::pending().await
 }
 
 /// Pends forever for a process that was never started.
@@ -159,7 +171,7 @@ mod tests {
     }
 
     fn reason(first: &First, end: Option<GuestEnd>, oom: bool) -> ExitReason {
-        let report = GuestReport { end, complete: true };
+        let report = GuestReport { end, complete: true, ..GuestReport::default() };
         judge(first, report, oom).0
     }
 

@@ -136,9 +136,8 @@ impl Drop for Place {
 fn admit(connection: OwnedFd, open: &Arc<AtomicUsize>) {
     let already = open.fetch_add(1, Ordering::Relaxed);
     let place = Place(Arc::clone(open));
-    let full = already >= MAX_SESSIONS;
     let serve = move || {
-        if full {
+        if already >= MAX_SESSIONS {
             session::refuse_full(connection);
         } else {
             session::serve(connection);

@@ -102,6 +102,10 @@ pub(super) async fn run(context: &Context, args: &CpArgs) -> Result<u8, Failure>
     let copied = match (&args.source, &args.destination) {
         (Place::Local(from), Place::Guest(to)) => transfer::upload(client, from, to, quiet).await?,
         (Place::Guest(from), Place::Local(to)) => transfer::download(client, from, to, quiet).await?,
+        (Place::Guest(from), Place::Guest(to)) if from.is_over(to) => {
+            return Err(Failure::usage(format!("{from} cannot be copied into itself"))
+                .hint("name a destination outside of it"));
+        }
         (Place::Guest(from), Place::Guest(to)) => transfer::between(client, from, to, quiet).await?,
         (Place::Stream, Place::Guest(to)) => transfer::from_stdin(client, to, quiet).await?,
         (Place::Guest(from), Place::Stream) => transfer::to_stdout(client, from, quiet).await?,

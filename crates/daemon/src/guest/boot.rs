@@ -9,7 +9,7 @@ use super::printable;
 use super::wire::{self, FrameReader, WireError};
 use crate::chain::Chain;
 use crate::vm::plan::{MTU, VmPlan};
-use enisle_guest_proto::{BootCommand, BootConfig, BootEvent, GuestNet, Hello, VERSION};
+use enisle_guest_proto::{BootCommand, BootConfig, BootEvent, FrameError, GuestNet, Hello, VERSION};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -171,7 +171,15 @@ struct Connection {
 impl Connection {
     async fn run(&mut self) -> Result<std::convert::Infallible, WireError> {
         let hello: Hello = self.reader.message(HELLO_PATIENCE, "say hello").await?;
-        wire::send(&mut self.write, &boot_config(&self.guest.plan)).await?;
+        match wire::send(&mut self.write, &boot_config(&self.guest.plan)).await {
+            Err(WireError::Frame(FrameError::TooLong(bytes))) => {
+                let reason =
+                    format!("its `ssh_keys` are too many: {bytes} bytes of identity, 16 KiB are possible");
+                self.tell(BootNews::SetupFailed { reason }).await;
+                return Err(WireError::Frame(FrameError::TooLong(bytes)));
+            }
+            sent => sent?,
+        }
         if hello.version != VERSION {
             let reason = format!(
                 "its agent speaks protocol {}, this daemon {VERSION}: build the boot files again with `enisle image build`",

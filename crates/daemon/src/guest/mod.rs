@@ -14,9 +14,9 @@ mod wire;
 /// Longest text of a guest that is passed on, in characters.
 const MAX_TEXT: usize = 1024;
 
-/// A guest's text as it may stand in a log or a problem document: one bounded line without
+/// A guest's text, or that of a process a guest may have taken over, as it may stand in a log or a problem document: one bounded line without
 /// control characters.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let mut clean: String =
         text.chars().take(MAX_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().nth(MAX_TEXT).is_some() {

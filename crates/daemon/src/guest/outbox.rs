@@ -20,7 +20,10 @@ pub(crate) struct Full;
 
 impl Outbox {
     /// Appends what `write` writes.
-    pub(crate) fn put<E>(&self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Result<(), Full>, E> {
+    pub(crate) fn put<E>(
+        &self,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<Result<(), Full>, E> {
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         if bytes.len() > MAX_BYTES {
             return Ok(Err(Full));

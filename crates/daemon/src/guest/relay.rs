@@ -94,13 +94,14 @@ pub(crate) async fn run<R, W, E>(
     W: Sink<Message> + Unpin,
 {
     let Session { reader, writer, pid } = session;
+    let mut client = client.fuse();
     let shared = Shared::default();
     let mut vm_end = std::pin::pin!(vm_end);
     let end = if to_client.send(text(&FromDaemon::Opened { pid })).await.is_err() {
         End::ClientGone
     } else {
         tokio::select! {
-            end = from_client(client, &shared) => end,
+            end = from_client(&mut client, &shared) => end,
             end = from_guest(reader, &mut to_client, &shared) => end,
             never = to_guest(writer, &shared.outbox) => match never {},
             problem = &mut vm_end => End::VmEnded(problem),
@@ -119,12 +120,23 @@ pub(crate) async fn run<R, W, E>(
     if matches!(end, End::GuestBroke(_) | End::ClientBroke(_)) {
         tracing::warn!("closed a stream: {end:?}");
     }
-    close(&mut to_client).await;
+    close(&mut client, &mut to_client).await;
 }
 
-/// Closes a client's stream. A client that reads no more need not be waited for.
-pub(crate) async fn close<W: Sink<Message> + Unpin>(to_client: &mut W) {
-    let _ = timeout(LAST_PATIENCE, to_client.close()).await;
+/// Closes a client's stream and waits, within a bound, until the client has closed its side.
+/// Closing with messages unread would reset the connection, which overtakes the last message.
+pub(crate) async fn close<R, W, E>(client: &mut R, to_client: &mut W)
+where
+    R: Stream<Item = Result<Message, E>> + Unpin,
+    W: Sink<Message> + Unpin,
+{
+    // A client that reads no more need not be waited for.
+    let _ = timeout(LAST_PATIENCE, async {
+        if to_client.close().await.is_ok() {
+            while let Some(Ok(_)) = client.next().await {}
+        }
+    })
+    .await;
 }
 
 /// Sends a last message to a client, if it takes it in time.
@@ -137,7 +149,9 @@ fn last_message(end: &End) -> Option<FromDaemon> {
         End::Done | End::ClientGone => return None,
         End::ClientBroke(why) => Problem::new(Code::InvalidRequest, why.clone()),
         End::Guest(error) => Problem::new(Code::GuestFailed, error.to_string()),
-        End::GuestBroke(why) => Problem::new(Code::GuestFailed, format!("the guest broke the protocol: {why}")),
+        End::GuestBroke(why) => {
+            Problem::new(Code::GuestFailed, format!("the guest broke the protocol: {why}"))
+        }
         End::VmEnded(problem) => problem.clone(),
     };
     Some(FromDaemon::Failed { guest: None, problem })
@@ -149,7 +163,7 @@ fn text(message: &FromDaemon) -> Message {
 }
 
 /// Takes a client's messages in as they come. It never waits for the guest.
-async fn from_client<R, E>(mut client: R, shared: &Shared) -> End
+async fn from_client<R, E>(client: &mut R, shared: &Shared) -> End
 where
     R: Stream<Item = Result<Message, E>> + Unpin,
 {
@@ -189,7 +203,9 @@ fn take_control(control: &ToDaemon, shared: &Shared) -> Result<(), String> {
     let message = match control {
         &ToDaemon::Window { stream, bytes } => {
             let returned = shared.flow(|flow| flow.output(stream).map(|window| window.returned(bytes)));
-            returned.ok_or(format!("credit for stream {stream}"))?.map_err(|e| format!("stream {stream}: {e}"))?;
+            returned
+                .ok_or(format!("credit for stream {stream}"))?
+                .map_err(|e| format!("stream {stream}: {e}"))?;
             Control::Window { stream, bytes }
         }
         ToDaemon::Eof {} => {
@@ -289,7 +305,10 @@ fn on_output(
 /// The agent's failure for the client.
 fn guest_failed(failure: &Failure) -> FromDaemon {
     let guest: GuestFailure = failure_class(failure.code);
-    FromDaemon::Failed { guest: Some(guest), problem: Problem::new(Code::GuestFailed, printable(&failure.message)) }
+    FromDaemon::Failed {
+        guest: Some(guest),
+        problem: Problem::new(Code::GuestFailed, printable(&failure.message)),
+    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! `/v1/vms/{name}/log`: the serial console, whole and as it comes.
 
 use super::App;
+use super::body::Name;
 use super::problem::ApiError;
 use crate::vm::{Handle, VmError};
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use enisle_api::{Code, Problem};
@@ -25,7 +26,7 @@ pub(super) struct LogQuery {
 
 pub(super) async fn log(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    Name(name): Name,
     query: Result<Query<LogQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|e| Problem::new(Code::InvalidRequest, e.body_text()))?;

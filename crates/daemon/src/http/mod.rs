@@ -70,15 +70,14 @@ async fn groups(State(app): State<Arc<App>>) -> Json<Vec<Group>> {
 }
 
 async fn unknown(method: Method, uri: Uri) -> ApiError {
-    Problem::new(Code::NotFound, format!("there is no {method} {}", uri.path()))
-        .hint("docs/api.md lists what there is")
-        .into()
+    Problem::new(Code::NotFound, format!("there is no {method} {}", uri.path())).into()
 }
 
 /// A panic in a handler is a defect of that request, not of the daemon.
 async fn survive(request: Request, next: Next) -> Response {
     match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
-        Err(_) => ApiError::from(Problem::new(Code::Internal, "a defect; the daemon's log has more")).into_response(),
+        Err(_) => ApiError::from(Problem::new(Code::Internal, "a defect; the daemon's log has more"))
+            .into_response(),
     }
 }

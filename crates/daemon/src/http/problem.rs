@@ -45,15 +45,18 @@ pub(crate) fn problem(error: &VmError) -> Problem {
         VmError::Store(error) => store_problem(error),
         VmError::ShuttingDown => new(Code::ShuttingDown),
         VmError::Injected { .. } => new(Code::StartFailed),
-        VmError::StartFailed { .. } => new(Code::StartFailed).hint("it was removed again; the daemon's log has more"),
-        VmError::Failed { name, .. } => {
-            new(Code::WrongState).hint(format!("`enisle vm logs {name}` shows its console; `enisle vm delete {name}` removes it"))
+        VmError::StartFailed { .. } => {
+            new(Code::StartFailed).hint("it was removed again; the daemon's log has more")
         }
+        VmError::Failed { name, .. } => new(Code::WrongState)
+            .hint(format!("`enisle vm logs {name}` shows its console; `enisle vm delete {name}` removes it")),
         VmError::NotReady { name, .. } => {
             new(Code::Timeout).hint(format!("`enisle vm logs {name}` shows how far it came, while it exists"))
         }
         VmError::Stopping { .. } => new(Code::WrongState),
-        VmError::Stuck { name, .. } => new(Code::Internal).hint(format!("`enisle vm delete {name}` tries again")),
+        VmError::Stuck { name, .. } => {
+            new(Code::Internal).hint(format!("`enisle vm delete {name}` tries again"))
+        }
         VmError::TooManyStreams { .. } => new(Code::Exhausted).hint("end one of them"),
         VmError::Log { .. } => new(Code::Internal),
     }

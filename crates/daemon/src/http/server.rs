@@ -80,7 +80,8 @@ impl Listener {
         remove(&hidden).map_err(at("remove", &hidden))?;
         let inner = UnixListener::bind(&hidden).map_err(at("bind", path))?;
         let listener = Self { inner, path: hidden };
-        std::fs::set_permissions(&listener.path, Permissions::from_mode(MODE)).map_err(at("set the mode of", path))?;
+        std::fs::set_permissions(&listener.path, Permissions::from_mode(MODE))
+            .map_err(at("set the mode of", path))?;
         if let Some(gid) = group_file::gid(GROUP) {
             chown(&listener.path, None, Some(gid)).map_err(at("set the group of", path))?;
         }
@@ -120,7 +121,9 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
     }
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => Err(ListenError::InUse(path.to_owned())),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => remove(path).map_err(at("remove", path)),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            remove(path).map_err(at("remove", path))
+        }
         Err(error) => Err(at("connect to", path)(error)),
     }
 }

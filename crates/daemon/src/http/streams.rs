@@ -3,17 +3,18 @@
 //! Owns: admission, the first message, waiting for a VM that still boots. The rest is the relay's.
 
 use super::App;
+use super::body::Name;
 use super::problem::{ApiError, open_failed, problem};
 use crate::guest::{relay, session};
 use crate::vm::{Handle, VmError};
+use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, State};
 use axum::response::Response;
 use enisle_api::stream::{FromDaemon, Open};
 use enisle_api::{Code, Problem};
-use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::StreamExt;
+use futures_util::stream::SplitStream;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
@@ -29,10 +30,11 @@ const READY_PATIENCE: Duration = Duration::from_secs(80);
 
 pub(super) async fn open(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    Name(name): Name,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let vm = app.registry.get(&name)?;
+    vm.usable()?;
     let place = vm.stream_place()?;
     let upgrade = upgrade.map_err(|e| Problem::new(Code::InvalidRequest, e.body_text()))?;
     let upgrade = upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE);
@@ -41,20 +43,16 @@ pub(super) async fn open(
 
 async fn serve(socket: WebSocket, vm: Handle, _place: OwnedSemaphorePermit) {
     let (mut to_client, mut client) = socket.split();
-    let opened = tokio::select! {
-        opened = begin(&mut client, &vm) => opened,
-        ended = vm.guest_ended() => Err(failed(&ended)),
-    };
-    match opened {
-        Ok(Some(session)) => relay::run(client, to_client, session, async { problem(&vm.guest_ended().await) }).await,
+    match begin(&mut client, &vm).await {
+        Ok(Some(session)) => {
+            relay::run(client, to_client, session, async { problem(&vm.guest_ended().await) }).await;
+        }
         Ok(None) => {}
-        Err(message) => close(&mut to_client, *message).await,
+        Err(message) => {
+            relay::fail(&mut to_client, *message).await;
+            relay::close(&mut client, &mut to_client).await;
+        }
     }
-}
-
-async fn close(to_client: &mut SplitSink<WebSocket, Message>, message: FromDaemon) {
-    relay::fail(to_client, message).await;
-    relay::close(to_client).await;
 }
 
 /// The session a client asks for; `None` when the client went away meanwhile.
@@ -65,6 +63,7 @@ async fn begin(
     let Some(open) = first_message(client).await? else { return Ok(None) };
     tokio::select! {
         session = connect(open, vm) => session.map(Some),
+        ended = vm.guest_ended() => Err(failed(&ended)),
         () = gone(client) => Ok(None),
     }
 }

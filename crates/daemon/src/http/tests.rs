@@ -29,16 +29,12 @@ fn api(guest: Guest) -> Api {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("new/api.sock");
     let bench = bench(guest, FaultPlan::default());
-    let version =
-        Version { enisle: "0".into(), scope: "00000000".into(), pid: 1, hypervisor: "none".into() };
+    let version = Version { enisle: "0".into(), scope: "00000000".into(), pid: 1, hypervisor: "none".into() };
     let app = App { registry: Arc::clone(&bench.registry), version, stopping: bench.stopping.clone() };
     let stop = CancellationToken::new();
     let router = router(Arc::new(app)).route("/panic", get(|| async { panic!("asked to") as () }));
-    let server = tokio::spawn(serve(
-        Listener::bind(&socket).unwrap(),
-        router.layer(from_fn(survive)),
-        stop.clone(),
-    ));
+    let server =
+        tokio::spawn(serve(Listener::bind(&socket).unwrap(), router.layer(from_fn(survive)), stop.clone()));
     Api { bench, socket, stop, server, _dir: dir }
 }
 
@@ -48,8 +44,7 @@ impl Api {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        let request =
-            axum::http::Request::builder().method(method).uri(path).body(body.to_owned()).unwrap();
+        let request = axum::http::Request::builder().method(method).uri(path).body(body.to_owned()).unwrap();
         let response = timeout(SOON, sender.send_request(request)).await.unwrap().unwrap();
         let (head, body) = response.into_parts();
         let kind = head.headers.get("content-type").map_or("", |v| v.to_str().unwrap()).to_owned();
@@ -103,7 +98,11 @@ async fn every_mistake_is_a_problem_document() {
         ("GET", "/v1/vms/nobody/log?follow=perhaps", "", 400, "follow", ""),
         ("GET", "/v1/vms/nobody/stream", "", 404, "nobody", ""),
         ("POST", routes::VMS, "", 400, "the body", ""),
-        ("POST", routes::VMS, "[", 400, "line 1", ""),
+        ("POST", routes::VMS, "{", 400, "line 1", ""),
+        ("POST", routes::VMS, "[]", 400, "a JSON object", ""),
+        ("POST", routes::VMS, " [\"agents\"]", 400, "a JSON object", ""),
+        ("GET", "/v1/vms/%ff", "", 400, "UTF-8", ""),
+        ("GET", "/v1/vms/%ff/log", "", 400, "UTF-8", ""),
         ("POST", routes::VMS, r#"{"cpus":1}"#, 400, "unknown field `cpus`", ""),
         ("POST", routes::VMS, r#"{"vcpu":0}"#, 400, "1 to 64", "/vcpu"),
         ("POST", routes::VMS, r#"{"vcpu":300}"#, 400, "300", ""),

@@ -1,10 +1,10 @@
 //! `/v1/vms`.
 
 use super::App;
-use super::body::Body;
+use super::body::{Body, Name};
 use super::problem::ApiError;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use enisle_api::{CreateVm, Vm};
 use std::sync::Arc;
@@ -27,11 +27,11 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(vm.show())))
 }
 
-pub(super) async fn show(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Vm>, ApiError> {
+pub(super) async fn show(State(app): State<Arc<App>>, Name(name): Name) -> Result<Json<Vm>, ApiError> {
     Ok(Json(app.registry.get(&name)?.show()))
 }
 
-pub(super) async fn remove(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+pub(super) async fn remove(State(app): State<Arc<App>>, Name(name): Name) -> Result<StatusCode, ApiError> {
     app.registry.get(&name)?.remove().await?;
     Ok(StatusCode::NO_CONTENT)
 }

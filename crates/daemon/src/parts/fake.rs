@@ -24,6 +24,8 @@ pub(crate) enum Guest {
     Mute,
     /// Says that its set-up failed.
     Broken,
+    /// Boots, says it is ready, and then much that is of no use.
+    Talkative,
     /// Boots, says it is ready, and powers off by itself.
     Fleeting,
 }
@@ -106,7 +108,7 @@ impl Parts for FakeParts {
     fn make_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<UnixListener, PartError>> {
         Box::pin(async {
             self.make("channel", plan).await?;
-            files::make_home(&plan.home)?;
+            files::make_dir(&plan.home)?;
             files::make_run_dir(&plan.run_dir, &plan.boot_socket(), self.gid)
         })
     }
@@ -170,12 +172,7 @@ impl Drop for FakeMachine {
     }
 }
 
-fn end(
-    exit: &watch::Sender<Option<Exit>>,
-    things: &Mutex<BTreeSet<String>>,
-    name: &str,
-    reason: ExitReason,
-) {
+fn end(exit: &watch::Sender<Option<Exit>>, things: &Mutex<BTreeSet<String>>, name: &str, reason: ExitReason) {
     things.lock().unwrap().remove(&format!("vmm {name}"));
     let ended = Exit {
         reason,
@@ -249,6 +246,13 @@ async fn live(plan: &VmPlan, guest: Guest, told: &mpsc::UnboundedSender<String>)
         _ => BootEvent::Ready {},
     };
     say(&mut socket, &first).await;
+    if guest == Guest::Talkative {
+        for code in 0..20 {
+            let error = "not at all".to_owned();
+            say(&mut socket, &BootEvent::Failed { step: "nothing".into(), error }).await;
+            say(&mut socket, &BootEvent::UserdataDone { code }).await;
+        }
+    }
     if guest == Guest::Fleeting {
         return Some(ExitReason::GuestShutdown);
     }

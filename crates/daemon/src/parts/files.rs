@@ -13,11 +13,6 @@ const PRIVATE: u32 = 0o700;
 /// A socket for the VM's user, by its group.
 const SOCKET: u32 = 0o660;
 
-/// Makes a VM's directory of disk and log. One that is there is kept.
-pub(crate) fn make_home(path: &Path) -> Result<(), PartError> {
-    make_dir(path)
-}
-
 /// Makes a VM's directory of sockets and binds the one the guest's boot connection arrives at.
 /// What an earlier run left there is removed first. Must be called in a tokio runtime.
 pub(crate) fn make_run_dir(dir: &Path, boot_socket: &Path, gid: u32) -> Result<UnixListener, PartError> {
@@ -30,7 +25,8 @@ pub(crate) fn make_run_dir(dir: &Path, boot_socket: &Path, gid: u32) -> Result<U
     Ok(listener)
 }
 
-fn make_dir(path: &Path) -> Result<(), PartError> {
+/// Makes a directory for root alone. One that is there is kept.
+pub(crate) fn make_dir(path: &Path) -> Result<(), PartError> {
     DirBuilder::new().recursive(true).mode(PRIVATE).create(path).map_err(PartError::io("make", path))
 }
 
@@ -82,7 +78,7 @@ mod tests {
         std::fs::create_dir(&outside).unwrap();
         std::fs::write(outside.join("kept"), "").unwrap();
         let home = dir.path().join("home");
-        make_home(&home).unwrap();
+        make_dir(&home).unwrap();
         std::os::unix::fs::symlink(&outside, home.join("link")).unwrap();
         remove_dir(&home).unwrap();
         assert!(outside.join("kept").exists());

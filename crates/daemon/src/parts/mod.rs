@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::{UnixListener, UnixStream};
 
-pub(crate) use files::remove_dir;
+pub(crate) use files::{make_dir, remove_dir};
 
 /// A part could not be made or removed.
 #[derive(Debug, thiserror::Error)]

@@ -102,7 +102,7 @@ impl Parts for RealParts {
     fn make_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<UnixListener, PartError>> {
         // Microseconds, and binding needs the runtime's thread.
         Box::pin(async move {
-            files::make_home(&plan.home)?;
+            files::make_dir(&plan.home)?;
             files::make_run_dir(&plan.run_dir, &plan.boot_socket(), plan.uid())
         })
     }

@@ -48,7 +48,9 @@ pub(crate) enum CreateError {
 impl fmt::Display for CreateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Failed { step, cause } => write!(f, "step `{step}` of its creation failed: {}", Chain(cause)),
+            Self::Failed { step, cause } => {
+                write!(f, "step `{step}` of its creation failed: {}", Chain(cause))
+            }
             Self::CalledOff => f.write_str("its creation was called off"),
         }
     }

@@ -106,6 +106,12 @@ impl Handle {
         if self.state() == State::Running { Ok(()) } else { Err(self.why_not()) }
     }
 
+    /// Whether there is, or may soon be, a guest to talk to.
+    pub(crate) fn usable(&self) -> Result<(), VmError> {
+        let state = self.state();
+        if state.is_hopeful() || state.has_guest() { Ok(()) } else { Err(self.why_not()) }
+    }
+
     /// Why there is no guest to talk to.
     fn why_not(&self) -> VmError {
         let name = self.name().to_owned();

@@ -11,6 +11,7 @@ use super::{Command, Handle, MAX_STREAMS, Status};
 use crate::chain::Chain;
 use crate::fault::Step;
 use crate::guest::boot::{BootChannel, BootNews, Stopper};
+use crate::guest::printable;
 use crate::parts::Machine;
 use crate::store::StoreError;
 use enisle_vmm::{BoxFuture, Exit, ExitReason};
@@ -79,8 +80,13 @@ impl Owner {
     pub(crate) fn new(plan: Arc<VmPlan>, workshop: Workshop, turn: Option<Arc<Semaphore>>) -> (Self, Handle) {
         let (commands, mailbox) = mpsc::channel(MAILBOX);
         let (tell, news) = mpsc::channel(MAILBOX);
-        let initial =
-            Status { state: State::Creating, reason: None, pid: None, ready_after_ms: None, userdata_exit: None };
+        let initial = Status {
+            state: State::Creating,
+            reason: None,
+            pid: None,
+            ready_after_ms: None,
+            userdata_exit: None,
+        };
         let (status, watched) = watch::channel(initial);
         let (machine, machine_watched) = watch::channel(None);
         let called_off = CancellationToken::new();
@@ -168,10 +174,17 @@ impl Owner {
             Heard::Deadline => {
                 self.deadline = None;
                 if self.state() == State::Stopping {
-                    tracing::warn!(vm = self.plan.name(), "the guest did not stop in {} s: killing it", GRACE.as_secs());
+                    tracing::warn!(
+                        vm = self.plan.name(),
+                        "the guest did not stop in {} s: killing it",
+                        GRACE.as_secs()
+                    );
                     return Some(Event::GraceOver);
                 }
-                self.set_reason(format!("its agent said nothing for {} s after the start", BOOT_LIMIT.as_secs()));
+                self.set_reason(format!(
+                    "its agent said nothing for {} s after the start",
+                    BOOT_LIMIT.as_secs()
+                ));
                 Some(Event::Broke)
             }
         }
@@ -207,12 +220,11 @@ impl Owner {
                 self.set_reason(format!("the guest's set-up failed: {reason}"));
                 Some(Event::Broke)
             }
-            BootNews::SetupFailed { reason } => {
-                tracing::warn!(vm, "the agent reports: {reason}");
-                None
-            }
+            // From here on a guest could say so for ever: no log line, no state.
+            BootNews::SetupFailed { .. } => None,
             BootNews::UserdataDone { code } => {
-                if self.status.borrow().userdata_exit != Some(code) {
+                // Told again on each new connection; the first word counts.
+                if self.plan.userdata.is_some() && self.status.borrow().userdata_exit.is_none() {
                     tracing::info!(vm, code, "the first-boot script ended");
                     self.status.send_modify(|status| status.userdata_exit = Some(code));
                     self.remember(self.workshop.store.set_userdata(self.plan.name(), code));
@@ -367,13 +379,17 @@ async fn at(deadline: Option<Instant>) {
 fn describe(exit: &Exit) -> String {
     let how = match exit.reason {
         ExitReason::GuestShutdown => return "guest powered off".to_owned(),
-        ExitReason::GuestReset => return "guest rebooted; a microVM is not started again in place".to_owned(),
+        ExitReason::GuestReset => {
+            return "guest rebooted; a microVM is not started again in place".to_owned();
+        }
         ExitReason::GuestPanic => "the guest's kernel panicked; see its console",
         ExitReason::OomKilled => "killed by the kernel for its memory limit",
         ExitReason::Killed => "its VMM was killed",
         _ => "its VMM crashed",
     };
-    let said = exit.stderr.trim().replace('\n', "; ");
+    // QEMU tells of its sockets on the same channel.
+    let lines: Vec<&str> = exit.stderr.lines().filter(|line| !line.contains(": info: ")).collect();
+    let said = printable(&lines.join("; "));
     let said = if said.is_empty() { String::new() } else { format!(" (it said: {said})") };
     format!("{how}: {}{said}", exit.detail)
 }

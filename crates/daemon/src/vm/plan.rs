@@ -42,7 +42,10 @@ pub(crate) struct VmPlan {
 /// By hand: a first-boot script may hold secrets.
 impl std::fmt::Debug for VmPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("VmPlan").field("row", &self.row).field("run_dir", &self.run_dir).finish_non_exhaustive()
+        f.debug_struct("VmPlan")
+            .field("row", &self.row)
+            .field("run_dir", &self.run_dir)
+            .finish_non_exhaustive()
     }
 }
 

@@ -92,7 +92,9 @@ impl Registry {
     pub(crate) fn list(&self) -> Vec<Handle> {
         let mut all: Vec<Handle> = self.lock().values().cloned().collect();
         all.sort_by(|a, b| {
-            let key = |handle: &Handle| (handle.plan.row.group.clone(), handle.name().len(), handle.name().to_owned());
+            let key = |handle: &Handle| {
+                (handle.plan.row.group.clone(), handle.name().len(), handle.name().to_owned())
+            };
             key(a).cmp(&key(b))
         });
         all

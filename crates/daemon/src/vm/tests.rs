@@ -23,8 +23,8 @@ const FILE: &str = "config:\n  host_groups:\n    - name: agents\n      count: 2\
                     mode: isolated\n        range: 169.254.100.0/29\n        dns: [9.9.9.9]\n";
 const SOON: Duration = Duration::from_secs(10);
 
-fn group_plans() -> Vec<Arc<GroupPlan>> {
-    let config = config::parse("test.yaml", FILE, &AnyHost).unwrap();
+fn group_plans(file: &str) -> Vec<Arc<GroupPlan>> {
+    let config = config::parse("test.yaml", file, &AnyHost).unwrap();
     let plan = |group: &config::Group| {
         Arc::new(GroupPlan {
             config: group.clone(),
@@ -37,7 +37,17 @@ fn group_plans() -> Vec<Arc<GroupPlan>> {
 
 /// The plan of the first VM, with a script, below a directory.
 pub(crate) fn plan(dir: &std::path::Path, script: Option<&str>) -> Arc<VmPlan> {
-    let groups = group_plans();
+    plan_of(FILE, dir, script)
+}
+
+/// The same with keys for logging in.
+pub(crate) fn plan_with_keys(dir: &std::path::Path, keys: &[String]) -> Arc<VmPlan> {
+    let list: String = keys.iter().map(|key| format!("        - {key}\n")).collect();
+    plan_of(&format!("{FILE}      ssh_keys:\n{list}"), dir, None)
+}
+
+fn plan_of(file: &str, dir: &std::path::Path, script: Option<&str>) -> Arc<VmPlan> {
+    let groups = group_plans(file);
     let store = Store::open(&dir.join("store")).unwrap();
     let accepted = super::request::accept(&groups, &CreateVm::default()).unwrap();
     let row = store.reserve(&accepted.vm).unwrap();
@@ -58,7 +68,7 @@ pub(crate) fn bench(guest: Guest, faults: FaultPlan) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let (parts, told) = FakeParts::new(guest);
     let store = Arc::new(Store::open(dir.path()).unwrap());
-    let groups = group_plans();
+    let groups = group_plans(FILE);
     let workshop = Workshop { parts: parts.clone(), store: Arc::clone(&store), faults };
     let stopping = CancellationToken::new();
     let registry = Arc::new(Registry::new(workshop, groups, StateDirs::new(dir.path()), stopping.clone()));
@@ -170,9 +180,10 @@ async fn a_defect_in_a_part_leaves_no_vm_without_an_owner() {
 
 #[tokio::test]
 async fn what_goes_wrong_inside_is_told_and_kept_until_it_is_deleted() {
-    for (guest, reason) in
-        [(Guest::Fleeting, "guest powered off"), (Guest::Broken, "the guest's set-up failed: mount /dev/vda: no [2J disk")]
-    {
+    for (guest, reason) in [
+        (Guest::Fleeting, "guest powered off"),
+        (Guest::Broken, "the guest's set-up failed: mount /dev/vda: no [2J disk"),
+    ] {
         let bench = bench(guest, FaultPlan::default());
         let vm = bench.registry.start(&CreateVm::default(), None).unwrap();
         reaches(&vm, State::Failed).await;
@@ -183,6 +194,24 @@ async fn what_goes_wrong_inside_is_told_and_kept_until_it_is_deleted() {
         assert!(matches!(vm.ready(SOON).await, Err(VmError::Failed { .. })));
         vm.remove().await.unwrap();
         bench.assert_bare();
+    }
+}
+
+#[tokio::test]
+async fn a_guests_later_words_change_nothing() {
+    for (script, exit) in [(None, None), (Some("x"), Some(0))] {
+        let mut bench = bench(Guest::Talkative, FaultPlan::default());
+        let create = CreateVm { userdata: script.map(str::to_owned), ..waiting() };
+        let vm = bench.registry.start_and_wait(&create).await.unwrap();
+        // What it is told last, it is told after all of its words were read.
+        assert_eq!(bench.told.recv().await.unwrap(), "you are agents-1");
+        if script.is_some() {
+            assert_eq!(bench.told.recv().await.unwrap(), "Userdata(1 bytes, last: true)");
+        }
+        vm.remove().await.unwrap();
+        assert_eq!(bench.told.recv().await.unwrap(), "Shutdown");
+        let shown = vm.show();
+        assert_eq!((shown.userdata_exit, shown.reason), (exit, None));
     }
 }
 
@@ -296,7 +325,10 @@ async fn requests_are_judged_before_anything_is_made() {
     assert!(refused(CreateVm { vcpu: Some(0), ..CreateVm::default() }).contains("vcpu"));
     assert!(refused(CreateVm { ram_mb: Some(63), ..CreateVm::default() }).contains("ram_mb"));
     assert!(refused(CreateVm { name: Some("../x".into()), ..CreateVm::default() }).contains("../x"));
-    assert!(refused(CreateVm { userdata: Some("x".repeat(256 * 1024 + 1)), ..CreateVm::default() }).contains("KiB"));
+    assert!(
+        refused(CreateVm { userdata: Some("x".repeat(256 * 1024 + 1)), ..CreateVm::default() })
+            .contains("KiB")
+    );
     bench.assert_bare();
 }
 

@@ -3,6 +3,7 @@
 //! Owns: the sockets in the host's namespace, the loaded judge, which call goes where. Refuses:
 //! any other process: nothing here runs `ip`, `nft` or `sysctl`.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -17,6 +18,7 @@ use super::netlink_socket::{LinkWatch, NetlinkSocket};
 use super::netns::{Inside, lock};
 use super::{Answer, Kernel, KernelError, Lease, Netns, Place, Program, TapSpec, netns, sock_diag, tap};
 use crate::judge::{AddressEntry, Counters, PolicyId, PortRow, SlotEntry};
+use crate::netlink::conntrack;
 use crate::netlink::route::{self, Address, Change, Link, LinkSettings, Route, Veth};
 use crate::nft::{self, Batch, Element, Table};
 use crate::plan::Range;
@@ -26,6 +28,13 @@ pub(crate) struct Linux {
     host: OwnedFd,
     route: Mutex<NetlinkSocket>,
     netfilter: Mutex<NetlinkSocket>,
+    /// Apart, because looking for a guest's flows walks the machine's whole table (8 to 20 ms for
+    /// 262,144 buckets), and nobody else should wait for that.
+    flows: Mutex<NetlinkSocket>,
+    /// Guests whose flows are to be forgotten in the next walk.
+    departed: Mutex<BTreeSet<Ipv4Addr>>,
+    /// Subscriptions that are not in use, at most as many as namespaces may go at a time.
+    watches: Mutex<Vec<LinkWatch>>,
     judge: Judge,
 }
 
@@ -39,6 +48,9 @@ impl Linux {
             host: netns::current().map_err(|e| KernelError::new("opening this namespace", e))?,
             route: Mutex::new(open(NETLINK_ROUTE, "opening an rtnetlink socket")?),
             netfilter: Mutex::new(open(NETLINK_NETFILTER, "opening an nfnetlink socket")?),
+            flows: Mutex::new(open(NETLINK_NETFILTER, "opening a ctnetlink socket")?),
+            departed: Mutex::default(),
+            watches: Mutex::default(),
             judge: Judge::load()?,
         })
     }
@@ -73,6 +85,17 @@ impl Linux {
         Ok(all)
     }
 
+    /// A subscription to links that go, from now on.
+    fn watch(&self) -> Answer<LinkWatch> {
+        let what = "watching links";
+        let idle = lock(&self.watches).pop();
+        if let Some(mut idle) = idle {
+            idle.drain().map_err(|e| KernelError::new(what, e))?;
+            return Ok(idle);
+        }
+        self.in_host(what, || LinkWatch::open().map_err(|e| KernelError::new(what, e)))
+    }
+
     fn link_exists(&self, index: u32) -> Answer<bool> {
         let what = "RTM_GETLINK";
         match lock(&self.route).dump(what, route::link_request(index), |_| ()) {
@@ -81,6 +104,20 @@ impl Linux {
             Err(e) => Err(e),
         }
     }
+}
+
+/// Deletes every flow one of `guests` started.
+fn forget(socket: &mut NetlinkSocket, guests: &BTreeSet<Ipv4Addr>) -> Answer<()> {
+    let what = "deleting connection-tracking entries";
+    let mut flows = Vec::new();
+    socket.dump(what, conntrack::dump_request(guests), |m| flows.extend(conntrack::parse_flow(m, guests)))?;
+    for flow in flows {
+        match socket.request(what, flow.delete_request()) {
+            Err(e) if !e.is_absent() => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn inside(netns: &Netns) -> Answer<&Inside> {
@@ -173,9 +210,7 @@ impl Kernel for Linux {
             return Ok(());
         };
         // Subscribed first: a link that goes in between is seen.
-        let watch = self.in_host("watching links", || {
-            LinkWatch::open().map_err(|e| KernelError::new("watching links", e))
-        });
+        let watch = self.watch();
         drop(netns);
         let deadline = Instant::now() + patience;
         if let Ok(mut watch) = watch {
@@ -185,6 +220,7 @@ impl Kernel for Linux {
                     Ok(false) | Err(_) => break,
                 }
             }
+            lock(&self.watches).push(watch);
         }
         // Somebody else still holds the namespace (a VMM that did not die): cut it off.
         match self.change(Place::Host, &Change::DeleteLink(index)) {
@@ -215,21 +251,19 @@ impl Kernel for Linux {
         self.dump("RTM_GETROUTE", route::routes_request(), route::parse_route)
     }
 
+    /// Several callers share one walk: who gets the socket walks for all who wait for it.
     fn forget_flows(&self, guest: Ipv4Addr) -> Answer<()> {
-        let mut socket = lock(&self.netfilter);
-        let mut flows = Vec::new();
-        let what = "deleting connection-tracking entries";
-        let request = crate::netlink::conntrack::dump_request(guest);
-        socket.dump(what, request, |m| {
-            flows.extend(crate::netlink::conntrack::parse_flow(m, guest));
-        })?;
-        for flow in flows {
-            match socket.request(what, flow.delete_request()) {
-                Err(e) if !e.is_absent() => return Err(e),
-                _ => {}
-            }
+        lock(&self.departed).insert(guest);
+        let mut socket = lock(&self.flows);
+        let mut guests = std::mem::take(&mut *lock(&self.departed));
+        if !guests.contains(&guest) {
+            return Ok(());
         }
-        Ok(())
+        forget(&mut socket, &guests).inspect_err(|_| {
+            // The others walk for themselves.
+            guests.remove(&guest);
+            lock(&self.departed).append(&mut guests);
+        })
     }
 
     fn lease(&self, range: &Range) -> Answer<Result<Lease, Range>> {

@@ -3,6 +3,8 @@
 //! Owns: the [`Kernel`] trait, its Linux implementation, and the in-memory one that tests use to
 //! fail every call once. Refuses: order and undo (`slot`), the meaning of tables and maps.
 
+#[cfg(test)]
+pub(crate) mod fake;
 mod judge_maps;
 mod linux;
 pub(crate) mod monitor;

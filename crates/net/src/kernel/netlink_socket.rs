@@ -180,6 +180,17 @@ impl LinkWatch {
         Ok(LinkWatch { socket, buffer: vec![0; BUFFER] })
     }
 
+    /// Forgets what came so far.
+    pub(crate) fn drain(&mut self) -> io::Result<()> {
+        loop {
+            match recv(&self.socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
+                Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
     /// Waits until some interface is gone; false when `deadline` has come first. Lost
     /// notifications count as one: the caller looks again in any case.
     pub(crate) fn next_deleted(&mut self, deadline: Instant) -> io::Result<bool> {

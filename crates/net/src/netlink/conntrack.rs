@@ -3,6 +3,7 @@
 //!
 //! Owns: the filter, reading a flow's original direction, deleting by it. Refuses: sockets.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::{Message, Received, attribute, flags};
@@ -29,29 +30,33 @@ pub(crate) struct Flow {
     id: Option<Vec<u8>>,
 }
 
-/// All flows that `guest` started. The kernel filters by the source (since 5.8).
-pub(crate) fn dump_request(guest: Ipv4Addr) -> Message {
+/// All flows that one of `guests` started, and maybe others. For one guest the kernel picks them
+/// by their source (since 5.8).
+pub(crate) fn dump_request(guests: &BTreeSet<Ipv4Addr>) -> Message {
     let mut m = Message::new(CT_GET, flags::DUMP).put(&[AF_INET, 0, 0, 0]);
-    m.nest(CTA_TUPLE_ORIG, |m| {
-        m.nest(CTA_TUPLE_IP, |m| {
-            m.attr(CTA_IP_V4_SRC, &guest.octets());
+    if let (Some(guest), 1) = (guests.first(), guests.len()) {
+        m.nest(CTA_TUPLE_ORIG, |m| {
+            m.nest(CTA_TUPLE_IP, |m| {
+                m.attr(CTA_IP_V4_SRC, &guest.octets());
+            });
+        })
+        .nest(CTA_FILTER, |m| {
+            m.attr_u32(CTA_FILTER_ORIG_FLAGS, FILTER_IP_SRC);
         });
-    })
-    .nest(CTA_FILTER, |m| {
-        m.attr_u32(CTA_FILTER_ORIG_FLAGS, FILTER_IP_SRC);
-    });
+    }
     m
 }
 
-/// The flow in a message, when it is one of `guest`'s: an older kernel ignores the filter.
-pub(crate) fn parse_flow(m: &Received<'_>, guest: Ipv4Addr) -> Option<Flow> {
+/// The flow in a message, when it is one of the guests'.
+pub(crate) fn parse_flow(m: &Received<'_>, guests: &BTreeSet<Ipv4Addr>) -> Option<Flow> {
     if m.kind != CT_NEW {
         return None;
     }
     let attrs = m.body.get(4..)?;
     let original = attribute(attrs, CTA_TUPLE_ORIG)?;
     let source = attribute(attribute(original, CTA_TUPLE_IP)?, CTA_IP_V4_SRC)?;
-    (source == guest.octets()).then(|| Flow {
+    let source = Ipv4Addr::from(<[u8; 4]>::try_from(source).ok()?);
+    guests.contains(&source).then(|| Flow {
         original: original.to_vec(),
         zone: attribute(attrs, CTA_ZONE).map(<[u8]>::to_vec),
         id: attribute(attrs, CTA_ID).map(<[u8]>::to_vec),

@@ -34,6 +34,17 @@ const VERDICT_REGISTER: u32 = 0;
 /// An attribute holds 64 KiB; an element takes at most 28 bytes.
 const ELEMENTS_IN_A_MESSAGE: usize = 1024;
 
+const CT_STATE: u32 = 0;
+const CT_STATUS: u32 = 2;
+const FIB_ADDRESS_TYPE: u32 = 3;
+const FIB_DESTINATION: u32 = 2;
+const RT_TCP_MSS: u32 = 3;
+const REJECT_ICMP: u32 = 0;
+const REJECT_TCP_RESET: u32 = 1;
+const REJECT_ICMPX: u32 = 2;
+const ICMP_PKT_FILTERED: u8 = 13;
+const ICMPX_ADMIN_PROHIBITED: u8 = 3;
+
 /// `nft`'s own numbers for key types, so that it can print our sets.
 const TYPE_IPV4_ADDR: u32 = 7;
 const TYPE_IFACE_INDEX: u32 = 20;
@@ -146,6 +157,14 @@ fn put_set(m: &mut Message, set: &Set, id: u32) {
             m.attr_be32(1, size);
         });
     }
+    if (set.key, set.contents) == (Key::Interface, Contents::Values) {
+        // Only for `nft list`: which byte order the keys are in (NFTNL_UDATA_SET_KEYBYTEORDER).
+        const KEY_BYTE_ORDER: u8 = 0;
+        const HOST_ORDER: u32 = 1;
+        let mut note = vec![KEY_BYTE_ORDER, 4];
+        note.extend(HOST_ORDER.to_ne_bytes());
+        m.attr(13, &note);
+    }
 }
 
 fn put_rule(m: &mut Message, rule: &Rule) {
@@ -185,18 +204,53 @@ fn data(m: &mut Message, kind: u16, value: &[u8]) {
     });
 }
 
+/// One expression of a rule: its name in the kernel, then its attributes.
 fn put_listed(m: &mut Message, expr: &Expr) {
     match expr {
+        Expr::Meta(key) => loads(m, "meta", &[meta(*key)]),
+        Expr::CtState => loads(m, "ct", &[CT_STATE]),
+        Expr::CtStatus => loads(m, "ct", &[CT_STATUS]),
+        Expr::FibDestinationType => loads(m, "fib", &[FIB_ADDRESS_TYPE, FIB_DESTINATION]),
+        Expr::RouteMss => loads(m, "rt", &[RT_TCP_MSS]),
+        Expr::Payload { header, offset, len, register } => {
+            let base = match header {
+                Header::Network => 1,
+                Header::Transport => 2,
+            };
+            numbers(m, "payload", &[*register, base, *offset, *len]);
+        }
+        Expr::HostToNetwork { width } => {
+            const HTON: u32 = 1;
+            numbers(m, "byteorder", &[FIRST, FIRST, HTON, *width, *width]);
+        }
+        Expr::Compare { equal, data: value } => listed(m, "cmp", |m| {
+            m.attr_be32(1, FIRST).attr_be32(2, u32::from(!equal));
+            data(m, 3, value);
+        }),
+        Expr::Mask(mask) => put_mask(m, mask),
+        Expr::Lookup { set, inverted } => listed(m, "lookup", |m| {
+            m.attr_str(1, set).attr_be32(2, FIRST);
+            if *inverted {
+                m.attr_be32(5, 1);
+            }
+        }),
+        Expr::CountFlowsOver { set, flows } => put_flow_count(m, set, *flows),
+        Expr::Counter => listed(m, "counter", |_| {}),
+        Expr::Limit { over, per_second, burst } => put_limit(m, *over, *per_second, *burst),
+        Expr::WriteMss => put_mss(m),
+        Expr::RejectTcpReset => put_reject(m, REJECT_TCP_RESET, 0),
+        Expr::RejectProhibited { any_family: true } => {
+            put_reject(m, REJECT_ICMPX, ICMPX_ADMIN_PROHIBITED);
+        }
+        Expr::RejectProhibited { any_family: false } => {
+            put_reject(m, REJECT_ICMP, ICMP_PKT_FILTERED);
+        }
+        Expr::Masquerade => listed(m, "masq", |_| {}),
         Expr::Verdict(verdict) => listed(m, "immediate", |m| {
             m.attr_be32(1, VERDICT_REGISTER).nest(2, |m| {
                 m.nest(DATA_VERDICT, |m| put_verdict(m, *verdict));
             });
         }),
-        Expr::Meta(..) | Expr::Payload { .. } | Expr::CtState | Expr::CtStatus => put_load(m, expr),
-        Expr::FibDestinationType | Expr::RouteMss => put_load(m, expr),
-        Expr::Compare { .. } | Expr::Mask(_) | Expr::HostToNetwork { .. } => put_test(m, expr),
-        Expr::Lookup { .. } | Expr::CountFlowsOver { .. } => put_set_use(m, expr),
-        _ => put_statement(m, expr),
     }
 }
 
@@ -204,6 +258,20 @@ fn listed(m: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
     m.nest(LIST_ELEM, |m| {
         m.attr_str(1, name).nest(2, fill);
     });
+}
+
+/// An expression whose attributes are numbers, from 1 on.
+fn numbers(m: &mut Message, name: &str, values: &[u32]) {
+    listed(m, name, |m| {
+        for (kind, value) in (1..).zip(values) {
+            m.attr_be32(kind, *value);
+        }
+    });
+}
+
+/// An expression that loads the first register.
+fn loads(m: &mut Message, name: &str, values: &[u32]) {
+    numbers(m, name, &[&[FIRST], values].concat());
 }
 
 fn meta(key: Meta) -> u32 {
@@ -230,117 +298,52 @@ fn put_verdict(m: &mut Message, verdict: Verdict) {
     }
 }
 
-/// Expressions that load a register.
-fn put_load(m: &mut Message, expr: &Expr) {
-    const CT_STATE: u32 = 0;
-    const CT_STATUS: u32 = 2;
-    match expr {
-        Expr::Meta(key) => listed(m, "meta", |m| {
-            m.attr_be32(1, FIRST).attr_be32(2, meta(*key));
-        }),
-        Expr::Payload { header, offset, len, register } => listed(m, "payload", |m| {
-            let base = match header {
-                Header::Network => 1,
-                Header::Transport => 2,
-            };
-            m.attr_be32(1, *register).attr_be32(2, base).attr_be32(3, *offset).attr_be32(4, *len);
-        }),
-        Expr::FibDestinationType => listed(m, "fib", |m| {
-            const ADDRESS_TYPE: u32 = 3;
-            const DESTINATION: u32 = 2;
-            m.attr_be32(1, FIRST).attr_be32(2, ADDRESS_TYPE).attr_be32(3, DESTINATION);
-        }),
-        Expr::RouteMss => listed(m, "rt", |m| {
-            const TCP_MSS: u32 = 3;
-            m.attr_be32(1, FIRST).attr_be32(2, TCP_MSS);
-        }),
-        other => listed(m, "ct", |m| {
-            let key = if *other == Expr::CtStatus { CT_STATUS } else { CT_STATE };
-            m.attr_be32(1, FIRST).attr_be32(2, key);
-        }),
-    }
+fn put_mask(m: &mut Message, mask: &[u8]) {
+    // Masks are as wide as a header field: 1 or 4 bytes.
+    let len = u32::try_from(mask.len()).unwrap_or(u32::MAX);
+    listed(m, "bitwise", |m| {
+        m.attr_be32(1, FIRST).attr_be32(2, FIRST).attr_be32(3, len);
+        data(m, 4, mask);
+        data(m, 5, &vec![0; mask.len()]);
+    });
 }
 
-/// Expressions that change or compare the first register.
-fn put_test(m: &mut Message, expr: &Expr) {
-    match expr {
-        Expr::Compare { equal, data: value } => listed(m, "cmp", |m| {
-            m.attr_be32(1, FIRST).attr_be32(2, u32::from(!equal));
-            data(m, 3, value);
-        }),
-        Expr::Mask(mask) => listed(m, "bitwise", |m| {
-            let len = u32::try_from(mask.len()).unwrap_or(4);
-            m.attr_be32(1, FIRST).attr_be32(2, FIRST).attr_be32(3, len);
-            data(m, 4, mask);
-            data(m, 5, &vec![0; mask.len()]);
-        }),
-        Expr::HostToNetwork { width } => listed(m, "byteorder", |m| {
-            const HTON: u32 = 1;
-            m.attr_be32(1, FIRST)
-                .attr_be32(2, FIRST)
-                .attr_be32(3, HTON)
-                .attr_be32(4, *width)
-                .attr_be32(5, *width);
-        }),
-        _ => {}
-    }
-}
-
-fn put_set_use(m: &mut Message, expr: &Expr) {
-    match expr {
-        Expr::Lookup { set, inverted } => listed(m, "lookup", |m| {
-            m.attr_str(1, set).attr_be32(2, FIRST);
-            if *inverted {
-                m.attr_be32(5, 1);
-            }
-        }),
-        Expr::CountFlowsOver { set, flows } => listed(m, "dynset", |m| {
-            const ADD: u32 = 0;
-            const OVER: u32 = 1;
-            m.attr_str(1, set).attr_be32(3, ADD).attr_be32(4, FIRST).nest(7, |m| {
-                m.attr_str(1, "connlimit").nest(2, |m| {
-                    m.attr_be32(1, *flows).attr_be32(2, OVER);
-                });
+fn put_flow_count(m: &mut Message, set: &str, flows: u32) {
+    const ADD: u32 = 0;
+    const OVER: u32 = 1;
+    listed(m, "dynset", |m| {
+        m.attr_str(1, set).attr_be32(3, ADD).attr_be32(4, FIRST).nest(7, |m| {
+            m.attr_str(1, "connlimit").nest(2, |m| {
+                m.attr_be32(1, flows).attr_be32(2, OVER);
             });
-        }),
-        _ => {}
-    }
+        });
+    });
 }
 
-fn put_statement(m: &mut Message, expr: &Expr) {
-    const ICMP_UNREACHABLE: u32 = 0;
-    const TCP_RESET: u32 = 1;
-    const ICMPX_UNREACHABLE: u32 = 2;
-    const ICMP_PKT_FILTERED: u8 = 13;
-    const ICMPX_ADMIN_PROHIBITED: u8 = 3;
-    match expr {
-        Expr::Counter => listed(m, "counter", |_| {}),
-        Expr::Limit { over, per_second, burst } => listed(m, "limit", |m| {
-            m.attr(1, &per_second.to_be_bytes())
-                .attr(2, &1u64.to_be_bytes())
-                .attr_be32(3, *burst)
-                .attr_be32(4, 0)
-                .attr_be32(5, u32::from(*over));
-        }),
-        Expr::WriteMss => listed(m, "exthdr", |m| {
-            const TCP_OPTION: u32 = 1;
-            const MAXSEG: u8 = 2;
-            m.attr(2, &[MAXSEG]).attr_be32(3, 2).attr_be32(4, 2).attr_be32(6, TCP_OPTION).attr_be32(7, FIRST);
-        }),
-        Expr::RejectTcpReset => listed(m, "reject", |m| {
-            m.attr_be32(1, TCP_RESET).attr(2, &[0]);
-        }),
-        Expr::RejectProhibited { any_family } => listed(m, "reject", |m| {
-            let (kind, code) = if *any_family {
-                (ICMPX_UNREACHABLE, ICMPX_ADMIN_PROHIBITED)
-            } else {
-                (ICMP_UNREACHABLE, ICMP_PKT_FILTERED)
-            };
-            m.attr_be32(1, kind).attr(2, &[code]);
-        }),
-        Expr::Masquerade => listed(m, "masq", |_| {}),
-        _ => {}
-    }
+fn put_limit(m: &mut Message, over: bool, per_second: u64, burst: u32) {
+    const ONE_SECOND: u64 = 1;
+    const PACKETS: u32 = 0;
+    listed(m, "limit", |m| {
+        m.attr(1, &per_second.to_be_bytes())
+            .attr(2, &ONE_SECOND.to_be_bytes())
+            .attr_be32(3, burst)
+            .attr_be32(4, PACKETS)
+            .attr_be32(5, u32::from(over));
+    });
+}
+
+fn put_mss(m: &mut Message) {
+    const TCP_OPTION: u32 = 1;
+    const MAXSEG: u8 = 2;
+    listed(m, "exthdr", |m| {
+        m.attr(2, &[MAXSEG]).attr_be32(3, 2).attr_be32(4, 2).attr_be32(6, TCP_OPTION).attr_be32(7, FIRST);
+    });
+}
+
+fn put_reject(m: &mut Message, kind: u32, code: u8) {
+    listed(m, "reject", |m| {
+        m.attr_be32(1, kind).attr(2, &[code]);
+    });
 }
 
 /// Asks for all elements of a set.

@@ -148,7 +148,7 @@ impl Rule {
     }
 
     /// `sport N` after `tcp` or `udp`.
-    pub(crate) fn from_port(self, port: u16) -> Rule {
+    pub(crate) fn source_port(self, port: u16) -> Rule {
         let ports = Expr::Payload { header: Header::Transport, offset: 0, len: 2, register: FIRST };
         self.with([ports, equal(&port.to_be_bytes())])
     }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use enisle_testkit::frame::Seen;
-use enisle_testkit::probe::Kind;
+use enisle_testkit::probe::{Kind, Target, ask};
 use enisle_testkit::sniff::Sniffer;
 use enisle_testkit::world::{ECHO, SERVER};
 use enisle_testkit::{Netns, world};
@@ -38,7 +38,8 @@ fn row_12_nobody_calls_a_guest() {
         let mut host = Sniffer::open(&rig.world.host).unwrap();
         for (name, from) in rig.world.namespaces() {
             for kind in KINDS {
-                let outcome = rig.world.ask(from, kind, guest, ECHO);
+                let target = Target { kind, addr: guest, port: ECHO };
+                let outcome = from.run(|| ask(target, QUIET));
                 assert!(!outcome.reached(), "{kind:?} from {name}: {outcome}");
             }
         }
@@ -75,4 +76,25 @@ fn row_12_packets_that_only_look_like_answers_are_dropped() {
     assert!(host.sees(QUIET, |f| asks(f, guest)), "it came as far as the host");
     std::thread::sleep(QUIET);
     assert_eq!(rig.vm().guest.received().len(), before);
+}
+
+/// The second layer by itself: with the host's firewall gone and forwarding on, a call from an
+/// address that the guest itself may ask still ends at the judge on the veth.
+#[test]
+fn row_12_the_judge_alone_drops_calls() {
+    let mut rig = Rig::one();
+    rig.vm().reaches(Kind::Ping, SERVER, 0);
+    let via = ["route", "add", "169.254.100.0/22", "via", "45.83.104.10", "src", "93.184.216.34"];
+    rig.world.internet.check("ip", &via, "").unwrap();
+    rig.world.host.check("nft", &["flush", "ruleset"], "").unwrap();
+    rig.world.host.set_sysctl("net/ipv4/ip_forward", "1").unwrap();
+    let before = (rig.vm().guest.received().len(), rig.stats(0).in_unsolicited);
+    let guest = rig.vm().guest.ident().ip;
+    for kind in [Kind::Tcp, Kind::Ping] {
+        let target = Target { kind, addr: guest, port: ECHO };
+        let outcome = rig.world.internet.run(|| ask(target, QUIET));
+        assert!(!outcome.reached(), "{kind:?}: {outcome}");
+    }
+    assert!(rig.stats(0).in_unsolicited >= before.1 + 2, "both came as far as the judge");
+    assert_eq!(rig.vm().guest.received().len(), before.0);
 }

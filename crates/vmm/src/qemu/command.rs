@@ -154,7 +154,9 @@ impl Arguments {
             node["backing"] = backing.map_or(Value::Null, Value::String);
         }
         self.node(node);
-        self.device(&format!("virtio-blk-device,drive={name},serial={name}"));
+        // QEMU's default stops the guest when the host's disk is full, and nobody would let it
+        // run on: its agent must be able to say why a write failed.
+        self.device(&format!("virtio-blk-device,drive={name},serial={name},werror=report,rerror=report"));
     }
 
     /// The lowest node of a disk, on a descriptor; returns the node's name.

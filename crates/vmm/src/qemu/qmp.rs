@@ -206,6 +206,10 @@ impl Session {
             let Some(event) = &message.event else {
                 return Ok(message);
             };
+            if event == DISK_FAILED {
+                // A guest can make as many of them as it likes.
+                self.report.send_if_modified(|report| !std::mem::replace(&mut report.disk_failed, true));
+            }
             if let Some(end) = guest_end(event, &message.data.reason) {
                 // The first word counts: a panic is followed by a shutdown.
                 self.report.send_modify(|report| report.end = report.end.or(Some(end)));
@@ -213,6 +217,9 @@ impl Session {
         }
     }
 }
+
+/// `BLOCK_IO_ERROR` of QEMU's `qapi/block-core.json`.
+const DISK_FAILED: &str = "BLOCK_IO_ERROR";
 
 /// `ShutdownCause` and `GUEST_PANICKED` of QEMU's `qapi/run-state.json`.
 fn guest_end(event: &str, reason: &str) -> Option<GuestEnd> {
@@ -297,11 +304,13 @@ mod tests {
     async fn the_first_reported_end_stays_and_the_end_of_the_stream_completes_it() {
         let script = "{\"event\": \"GUEST_PANICKED\", \"data\": {\"action\": \"pause\"}}\n\
                       {\"event\": \"SHUTDOWN\", \"data\": {\"reason\": \"guest-reset\"}}\n\
+                      {\"event\": \"BLOCK_IO_ERROR\", \"data\": {\"reason\": \"No space left\"}}\n\
                       {\"return\": {}, \"id\": 2}\n";
         let (client, mut report) = Qmp::open(fake(script)).await.unwrap();
         client.execute("cont").await.unwrap();
         let last = *report.wait_for(|report| report.complete).await.unwrap();
         assert_eq!(last.end, Some(GuestEnd::Panicked));
+        assert!(last.disk_failed);
         assert!(matches!(client.execute("stop").await, Err(Cause::Gone)));
     }
 

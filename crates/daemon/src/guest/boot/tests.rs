@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::parts::fake::{hear, say};
-use crate::vm::tests::plan;
+use crate::vm::tests::{plan, plan_with_keys};
 use enisle_guest_proto::{Decoder, Kind, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -18,9 +18,13 @@ struct Bench {
 
 fn bench() -> Bench {
     let dir = tempfile::tempdir().unwrap();
+    let plan = plan(dir.path(), Some("#!/bin/sh\n"));
+    bench_of(plan, dir)
+}
+
+fn bench_of(plan: Arc<VmPlan>, dir: tempfile::TempDir) -> Bench {
     let socket = dir.path().join("boot");
     let (tell, news) = mpsc::channel(16);
-    let plan = plan(dir.path(), Some("#!/bin/sh\n"));
     let channel = BootChannel::serve(UnixListener::bind(&socket).unwrap(), plan, tell);
     Bench { channel, news, socket, _dir: dir }
 }
@@ -142,6 +146,21 @@ async fn an_agent_of_another_version_is_named_and_told_ours() {
         other => panic!("{other:?}"),
     }
     closed(&mut guest).await;
+}
+
+#[tokio::test]
+async fn an_identity_that_fits_no_frame_is_said_instead_of_tried_for_ever() {
+    let blob = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], &[7; 32]].concat();
+    let blob = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, blob);
+    let keys: Vec<String> = (0..4).map(|n| format!("ssh-ed25519 {blob} {n}{}", "x".repeat(5000))).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = bench_of(plan_with_keys(dir.path(), &keys), dir);
+    let mut guest = bench.connect().await;
+    say(&mut guest, &Hello { version: VERSION, agent: "1".into(), booted: false }).await;
+    match bench.next().await {
+        BootNews::SetupFailed { reason } => assert!(reason.contains("ssh_keys"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]

@@ -83,6 +83,7 @@ impl Bench {
                 None => panic!("the stream ended without a reason"),
             }
         };
+        self.client = None;
         timeout(SOON, &mut self.relay).await.expect("the relay goes on").unwrap();
         assert!(self.next_is_nothing().await);
         cut_off(&mut self.guest).await;
@@ -142,6 +143,7 @@ async fn data_credit_and_the_end_pass_in_both_directions() {
     assert_eq!(bench.next().await, Some(Message::binary(b"\x02out".to_vec())));
     assert_eq!(bench.next().await, Some(Message::binary(b"\x03err".to_vec())));
     assert_eq!(bench.next_control().await, FromDaemon::Exit { code: 3, signal: None, timed_out: false });
+    bench.client = None;
     assert!(bench.next_is_nothing().await);
     cut_off(&mut bench.guest).await;
 }
@@ -308,6 +310,20 @@ async fn a_guests_failure_arrives_with_its_class_and_without_control_characters(
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn what_a_client_still_sends_does_not_cut_the_last_message_off() {
+    let mut bench = bench();
+    bench.opened().await;
+    bench.guest_says(&Control::Exit { code: 0, signal: None, timed_out: false }).await;
+    assert!(matches!(bench.next_control().await, FromDaemon::Exit { .. }));
+    for _ in 0..100 {
+        bench.client_sends(Message::binary(b"\x01late".to_vec()));
+    }
+    assert!(!bench.relay.is_finished(), "it waits for the client to close");
+    bench.client = None;
+    timeout(SOON, bench.relay).await.expect("the relay goes on").unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,199 @@
+//! Tier 0b: every call of every operation fails once, against the kernel in memory; the end state
+//! is empty or complete, never between.
+
+use std::sync::Arc;
+
+use crate::engine::{Engine, EngineConfig};
+use crate::error::NetError;
+use crate::kernel::fake::{Fake, State};
+use crate::plan::{Block, Range};
+use crate::policy::{CompiledPolicy, PolicySpec, compile};
+use crate::scope::Scope;
+use crate::slot::SlotSpec;
+
+fn range() -> Range {
+    "169.254.100.0/22".parse().unwrap()
+}
+
+fn block(i: u32) -> Block {
+    range().block(i).unwrap()
+}
+
+fn policy(allow: &[&str]) -> CompiledPolicy {
+    let allow = allow.iter().map(|r| r.parse().unwrap()).collect();
+    compile(&PolicySpec { drop: Vec::new(), allow }).unwrap()
+}
+
+fn open(kernel: &Arc<Fake>) -> Result<Engine, NetError> {
+    let kernel = Arc::clone(kernel);
+    Engine::open_on(kernel, EngineConfig { scope: Scope::new(7), ranges: vec![range()] })
+}
+
+fn spec<'a>(i: u32, policy: &'a CompiledPolicy) -> SlotSpec<'a> {
+    SlotSpec { block: block(i), vm_name: "agents-1", mtu: 1500, policy, tap_owner: (1, 1) }
+}
+
+/// What remains of the maps is nobody's business once the engine is gone: they go with it.
+fn without_host_map(mut state: State) -> State {
+    state.hosts.clear();
+    state
+}
+
+/// Runs `work` on fresh engines, once for each call it makes, that call refused.
+fn refused_once(
+    prepare: impl Fn(&Engine),
+    work: impl Fn(&Engine) -> bool,
+    check: impl Fn(&Engine, &Fake, &State, &State, bool, u32),
+) {
+    let fresh = || {
+        let kernel = Arc::new(Fake::with_uplink());
+        let engine = open(&kernel).unwrap();
+        prepare(&engine);
+        (kernel, engine)
+    };
+    let (kernel, engine) = fresh();
+    kernel.refuse([]);
+    assert!(work(&engine), "without a fault it works");
+    let complete = kernel.state();
+    let calls = kernel.calls();
+    assert!(calls > 0);
+    for n in 1..=calls {
+        let (kernel, engine) = fresh();
+        let before = kernel.state();
+        kernel.refuse([n]);
+        let worked = work(&engine);
+        kernel.refuse([]);
+        check(&engine, &kernel, &before, &complete, worked, n);
+    }
+}
+
+#[test]
+fn an_engine_opens_whole_or_not_at_all() {
+    let kernel = Arc::new(Fake::with_uplink());
+    let empty = kernel.state();
+    open(&kernel).unwrap().close().unwrap();
+    assert_eq!(without_host_map(kernel.state()), empty);
+    let kernel = Arc::new(Fake::with_uplink());
+    drop(open(&kernel).unwrap());
+    for n in 1..=kernel.calls() {
+        let kernel = Arc::new(Fake::with_uplink());
+        kernel.refuse([n]);
+        assert!(open(&kernel).is_err(), "call {n}");
+        assert_eq!(without_host_map(kernel.state()), empty, "call {n}");
+    }
+}
+
+#[test]
+fn a_slot_is_made_whole_or_not_at_all() {
+    let policy = policy(&["192.168.1.10:5432", "10.1.0.0/16"]);
+    let other = compile(&PolicySpec::default()).unwrap();
+    refused_once(
+        |engine| std::mem::forget(engine.create(&spec(9, &other)).unwrap()),
+        |engine| engine.create(&spec(0, &policy)).map(std::mem::forget).is_ok(),
+        |engine, kernel, before, complete, worked, n| {
+            let state = kernel.state();
+            if worked {
+                assert_eq!(&state.slots, &complete.slots, "call {n}");
+                return;
+            }
+            assert_eq!(&state, before, "call {n}");
+            // And the block is free.
+            assert!(engine.create(&spec(0, &policy)).map(std::mem::forget).is_ok(), "call {n}");
+        },
+    );
+}
+
+#[test]
+fn what_removal_leaves_is_named_kept_from_others_and_reclaimed() {
+    let policy = policy(&["192.168.1.10:5432"]);
+    let pristine = Arc::new(Fake::with_uplink());
+    let engine = open(&pristine).unwrap();
+    let empty = pristine.state();
+    drop(engine);
+    let kernel = Arc::new(Fake::with_uplink());
+    let engine = open(&kernel).unwrap();
+    let slot = engine.create(&spec(0, &policy)).unwrap();
+    kernel.refuse([]);
+    engine.remove(slot).unwrap();
+    assert_eq!(kernel.state(), empty);
+    for n in 1..=kernel.calls() {
+        let kernel = Arc::new(Fake::with_uplink());
+        let engine = open(&kernel).unwrap();
+        let slot = engine.create(&spec(0, &policy)).unwrap();
+        kernel.refuse([n]);
+        let error = engine.remove(slot).unwrap_err();
+        kernel.refuse([]);
+        assert_eq!(error.left().len(), 1, "call {n}: {error}");
+        assert!(error.to_string().contains("left behind"), "{error}");
+        let taken = engine.create(&spec(0, &policy));
+        assert!(matches!(taken, Err(NetError::BlockTaken(_))), "call {n}");
+        assert_eq!(engine.reclaim().unwrap(), 1, "call {n}");
+        let mut state = kernel.state();
+        // Rows of a policy nobody has any more only take room.
+        state.addresses.clear();
+        state.ports.clear();
+        assert_eq!(state, empty, "call {n}");
+        assert!(engine.create(&spec(0, &policy)).map(std::mem::forget).is_ok(), "call {n}");
+    }
+}
+
+#[test]
+fn a_policy_changes_whole_or_not_at_all() {
+    let (old, new) = (policy(&["10.1.0.0/16"]), policy(&["192.168.1.10:1-1000/tcp"]));
+    let kernel = Arc::new(Fake::with_uplink());
+    let engine = open(&kernel).unwrap();
+    let slot = engine.create(&spec(0, &old)).unwrap();
+    kernel.refuse([]);
+    engine.set_policy(&slot, &new).unwrap();
+    let complete = kernel.state();
+    for n in 1..=kernel.calls() {
+        let kernel = Arc::new(Fake::with_uplink());
+        let engine = open(&kernel).unwrap();
+        let slot = engine.create(&spec(0, &old)).unwrap();
+        let before = kernel.state();
+        kernel.refuse([n]);
+        let changed = engine.set_policy(&slot, &new);
+        kernel.refuse([]);
+        let state = kernel.state();
+        let id = state.slots[&block(0).id()].policy;
+        let mine = |s: &State| {
+            let rows: Vec<_> = s.addresses.iter().filter(|(p, _)| *p == id).map(|(_, e)| *e).collect();
+            let ports: Vec<_> = s.ports.iter().filter(|(p, _)| *p == id).map(|(_, r)| *r).collect();
+            (rows, ports)
+        };
+        match changed {
+            Err(NetError::SetPolicy { .. }) => assert_eq!(state, before, "call {n}"),
+            // In force, whatever came after it.
+            _ => assert_eq!(mine(&state), mine(&complete), "call {n}"),
+        }
+    }
+}
+
+#[test]
+fn slots_with_equal_policies_share_one_copy() {
+    let kernel = Arc::new(Fake::with_uplink());
+    let engine = open(&kernel).unwrap();
+    let slots: Vec<_> = (0..3).map(|i| engine.create(&spec(i, &policy(&["10.1.0.0/16"]))).unwrap()).collect();
+    let rows = kernel.state().addresses.len();
+    assert_eq!(rows, policy(&["10.1.0.0/16"]).entries().len());
+    for slot in slots {
+        engine.remove(slot).unwrap();
+    }
+    assert!(kernel.state().addresses.is_empty());
+}
+
+#[test]
+fn a_refusal_names_step_and_cause() {
+    let kernel = Arc::new(Fake::with_uplink());
+    let engine = open(&kernel).unwrap();
+    kernel.refuse([4]);
+    let error = engine.create(&spec(0, &policy(&[]))).unwrap_err();
+    assert_eq!(error.to_string(), "cannot make the slot of `agents-1` (169.254.100.0/30)");
+    let mut chain = Vec::new();
+    let mut source = std::error::Error::source(&error);
+    while let Some(e) = source {
+        chain.push(e.to_string());
+        source = e.source();
+    }
+    assert_eq!(chain[..2], ["the veth pair", "create_veth"]);
+}

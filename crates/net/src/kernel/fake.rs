@@ -1,0 +1,287 @@
+//! A kernel in memory, which can be told to refuse its nth call.
+//!
+//! Owns: enough state to see what is left behind. Refuses: packets; it knows what exists, not what
+//! it does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+
+use super::netns::lock;
+use super::{Answer, Kernel, KernelError, Lease, Netns, Place, Program, TapSpec};
+use crate::judge::{AddressEntry, COUNTERS, Counters, PolicyId, PortRow, SlotEntry};
+use crate::netlink::route::{Address, Change, Link, Route, Veth};
+use crate::nft::{Batch, Command, Element, Table};
+use crate::plan::Range;
+
+/// Everything that outlives a call.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) links: BTreeMap<u32, Link>,
+    /// Namespaces by descriptor, with the host's interface whose peer is inside.
+    pub(crate) namespaces: BTreeMap<RawFd, Option<u32>>,
+    pub(crate) tables: BTreeMap<Table, BTreeMap<&'static str, BTreeSet<Element>>>,
+    pub(crate) slots: BTreeMap<u32, SlotEntry>,
+    pub(crate) addresses: BTreeSet<(PolicyId, AddressEntry)>,
+    pub(crate) ports: BTreeSet<(PolicyId, PortRow)>,
+    pub(crate) hosts: BTreeMap<Ipv4Net, u32>,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) host_addresses: Vec<Address>,
+}
+
+/// The kernel. Calls are counted from 1.
+#[derive(Default)]
+pub(crate) struct Fake {
+    state: Mutex<State>,
+    calls: Mutex<Calls>,
+}
+
+#[derive(Default)]
+struct Calls {
+    made: u32,
+    refuse: BTreeSet<u32>,
+}
+
+impl Fake {
+    /// A host with an uplink, a default route and nothing else.
+    pub(crate) fn with_uplink() -> Fake {
+        let fake = Fake::default();
+        {
+            let mut state = lock(&fake.state);
+            let mut link = link(2, "eth0", 0);
+            link.alias.clear();
+            state.links.insert(2, link);
+            let default = "0.0.0.0/0".parse().unwrap();
+            state.routes.push(Route { net: default, links: vec![2], on_link: false, ours: false });
+            let net = "203.0.113.5/24".parse().unwrap();
+            state.host_addresses.push(Address { index: 2, net });
+        }
+        fake
+    }
+
+    pub(crate) fn state(&self) -> State {
+        lock(&self.state).clone()
+    }
+
+    pub(crate) fn calls(&self) -> u32 {
+        lock(&self.calls).made
+    }
+
+    /// Refuses these calls, counted from now on.
+    pub(crate) fn refuse(&self, calls: impl IntoIterator<Item = u32>) {
+        let mut own = lock(&self.calls);
+        own.made = 0;
+        own.refuse = calls.into_iter().collect();
+    }
+
+    fn call(&self, what: &str) -> Answer<std::sync::MutexGuard<'_, State>> {
+        let mut calls = lock(&self.calls);
+        calls.made += 1;
+        if calls.refuse.contains(&calls.made) {
+            return Err(errno(what, libc::EIO));
+        }
+        Ok(lock(&self.state))
+    }
+}
+
+fn errno(what: &str, number: i32) -> KernelError {
+    KernelError::new(what, io::Error::from_raw_os_error(number))
+}
+
+fn link(index: u32, name: &str, group: u32) -> Link {
+    Link { index, name: name.into(), alias: String::new(), group, forwarding: false }
+}
+
+impl Kernel for Fake {
+    fn new_netns(&self) -> Answer<Netns> {
+        let mut state = self.call("new_netns")?;
+        let fd: OwnedFd = File::open("/dev/null").map_err(|e| KernelError::new("fake", e))?.into();
+        state.namespaces.insert(fd.as_raw_fd(), None);
+        Ok(Netns { fd, inside: None, queue: Mutex::new(None) })
+    }
+
+    fn seal(&self, _: &mut Netns) {}
+
+    fn create_tap(&self, _: &Netns, _: &TapSpec) -> Answer<()> {
+        self.call("create_tap").map(drop)
+    }
+
+    fn open_tap(&self, _: &Netns, _: &'static str) -> Answer<OwnedFd> {
+        Err(errno("open_tap", libc::ENOSYS))
+    }
+
+    fn create_veth(&self, netns: &Netns, veth: &Veth) -> Answer<()> {
+        let mut state = self.call("create_veth")?;
+        state.links.insert(veth.index, link(veth.index, &veth.name, veth.group));
+        state.namespaces.insert(netns.fd.as_raw_fd(), Some(veth.index));
+        Ok(())
+    }
+
+    fn change(&self, place: Place<'_>, change: &Change) -> Answer<()> {
+        let mut state = self.call(change.what())?;
+        if let Place::Inside(_) = place {
+            return Ok(());
+        }
+        match change {
+            Change::Settings(index, settings) => {
+                let link = state.links.get_mut(index).ok_or_else(|| errno("link", libc::ENODEV))?;
+                link.forwarding = settings.forwarding.unwrap_or(link.forwarding);
+                link.alias = settings.alias.clone().unwrap_or_default();
+            }
+            Change::DeleteLink(index) => {
+                state.links.remove(index).ok_or_else(|| errno("link", libc::ENODEV))?;
+            }
+            Change::DeleteGroup(group) => state.links.retain(|_, l| l.group != *group),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn attach(&self, _: &Netns, _: u32, _: Program) -> Answer<()> {
+        self.call("attach").map(drop)
+    }
+
+    fn apply(&self, place: Place<'_>, batch: &Batch) -> Answer<()> {
+        let mut state = self.call("apply")?;
+        if let Place::Inside(_) = place {
+            return Ok(());
+        }
+        // On a copy: a transaction happens whole or not at all.
+        let mut tables = state.tables.clone();
+        for command in &batch.0 {
+            run(&mut tables, command)?;
+        }
+        state.tables = tables;
+        Ok(())
+    }
+
+    fn elements(&self, table: &Table, set: &'static str) -> Answer<Vec<Element>> {
+        let state = self.call("elements")?;
+        let sets = state.tables.get(table);
+        Ok(sets.and_then(|sets| sets.get(set)).into_iter().flatten().cloned().collect())
+    }
+
+    fn retire(&self, netns: Netns, outer: Option<u32>, _: Duration) -> Answer<()> {
+        let called = self.call("retire").map(drop);
+        let mut state = lock(&self.state);
+        // The descriptor is gone in any case; so is what hangs on it unless the call failed.
+        state.namespaces.remove(&netns.fd.as_raw_fd());
+        called?;
+        if let Some(index) = outer {
+            state.links.remove(&index);
+        }
+        Ok(())
+    }
+
+    fn routes_for_all(&self) -> Answer<bool> {
+        self.call("routes_for_all").map(|_| false)
+    }
+
+    fn links(&self) -> Answer<Vec<Link>> {
+        Ok(self.call("links")?.links.values().cloned().collect())
+    }
+
+    fn addresses(&self) -> Answer<Vec<Address>> {
+        Ok(self.call("addresses")?.host_addresses.clone())
+    }
+
+    fn routes(&self) -> Answer<Vec<Route>> {
+        Ok(self.call("routes")?.routes.clone())
+    }
+
+    fn forget_flows(&self, _: Ipv4Addr) -> Answer<()> {
+        self.call("forget_flows").map(drop)
+    }
+
+    fn lease(&self, _: &Range) -> Answer<Result<Lease, Range>> {
+        self.call("lease").map(|_| Ok(Lease { _socket: None }))
+    }
+
+    fn set_slot(&self, id: u32, slot: &SlotEntry) -> Answer<()> {
+        self.call("set_slot")?.slots.insert(id, *slot);
+        Ok(())
+    }
+
+    fn remove_slot(&self, id: u32) -> Answer<()> {
+        self.call("remove_slot")?.slots.remove(&id);
+        Ok(())
+    }
+
+    fn counters(&self, _: u32) -> Answer<Counters> {
+        self.call("counters").map(|_| Counters([0; COUNTERS]))
+    }
+
+    fn add_address(&self, policy: PolicyId, entry: &AddressEntry) -> Answer<()> {
+        self.call("add_address")?.addresses.insert((policy, *entry));
+        Ok(())
+    }
+
+    fn remove_address(&self, policy: PolicyId, entry: &AddressEntry) -> Answer<()> {
+        self.call("remove_address")?.addresses.remove(&(policy, *entry));
+        Ok(())
+    }
+
+    fn add_ports(&self, policy: PolicyId, row: &PortRow) -> Answer<()> {
+        self.call("add_ports")?.ports.insert((policy, *row));
+        Ok(())
+    }
+
+    fn remove_ports(&self, policy: PolicyId, row: &PortRow) -> Answer<()> {
+        self.call("remove_ports")?.ports.remove(&(policy, *row));
+        Ok(())
+    }
+
+    fn set_host(&self, net: Ipv4Net, needed: u32) -> Answer<()> {
+        self.call("set_host")?.hosts.insert(net, needed);
+        Ok(())
+    }
+
+    fn remove_host(&self, net: Ipv4Net) -> Answer<()> {
+        self.call("remove_host")?.hosts.remove(&net);
+        Ok(())
+    }
+}
+
+/// One command, with the errors the kernel would have.
+fn run(
+    tables: &mut BTreeMap<Table, BTreeMap<&'static str, BTreeSet<Element>>>,
+    command: &Command,
+) -> Answer<()> {
+    let absent = || errno("nf_tables", libc::ENOENT);
+    match command {
+        Command::AddTable(t) => {
+            tables.entry(t.clone()).or_default();
+        }
+        Command::DeleteTable(t) => {
+            tables.remove(t).ok_or_else(absent)?;
+        }
+        Command::AddSet(t, set) => {
+            tables.get_mut(t).ok_or_else(absent)?.entry(set.name).or_default();
+        }
+        Command::AddElements(t, set, elements) => {
+            let set = tables.get_mut(t).and_then(|sets| sets.get_mut(set)).ok_or_else(absent)?;
+            set.extend(elements.iter().cloned());
+        }
+        Command::DeleteElements(t, set, elements) => {
+            let set = tables.get_mut(t).and_then(|sets| sets.get_mut(set)).ok_or_else(absent)?;
+            for element in elements {
+                if !set.remove(element) {
+                    return Err(absent());
+                }
+            }
+        }
+        Command::FlushSet(t, set) => {
+            tables.get_mut(t).and_then(|sets| sets.get_mut(set)).ok_or_else(absent)?.clear();
+        }
+        Command::AddChain(t, _) | Command::AddRule(t, ..) => {
+            tables.get(t).ok_or_else(absent)?;
+        }
+    }
+    Ok(())
+}
