@@ -14,6 +14,7 @@ use crate::fault::FaultPlan;
 use crate::host::ThisHost;
 use crate::http::{self, App, ListenError, Listener};
 use crate::options::{ExitCode, LogFormat, UpOptions};
+use crate::parts::names::NameServers;
 use crate::parts::network::{Network, NetworkError};
 use crate::parts::real::RealParts;
 use crate::parts::{PartError, make_dir, remove_dir, watch};
@@ -23,11 +24,12 @@ use crate::store::{Store, StoreError};
 use crate::vm::create::Workshop;
 use crate::vm::plan::{GroupPlan, StateDirs};
 use crate::vm::registry::Registry;
-use crate::{logging, nameservers};
+use crate::logging;
 use enisle_api::Version;
 use enisle_image::{ImageError, ImageStore};
 use enisle_net::policy::{self, CompileError};
 use enisle_vmm::{AcceleratorChoice, DetectOptions, Ids, Vmm, VmmError};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -137,12 +139,21 @@ fn start(config: &Config, faults: FaultPlan) -> Result<ExitCode, BootError> {
     if !rustix::process::geteuid().is_root() {
         return Err(BootError::NotRoot);
     }
+    raise_open_files();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BootError::Runtime)?;
     let code = runtime.block_on(up(config, faults));
     // What is left on blocking threads has nothing to undo any more.
     runtime.shutdown_background();
     code
+}
+
+/// Raises the limit of open files as far as it goes: a VM takes some dozen, and each of its sessions more.
+fn raise_open_files() {
+    let most = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }) {
+        tracing::warn!("the limit of open files stays low: {error}; many VMs may need `LimitNOFILE=` in the unit");
+    }
 }
 
 /// A daemon that is up.
@@ -189,7 +200,8 @@ async fn up(config: &Config, faults: FaultPlan) -> Result<ExitCode, BootError> {
     };
     tracing::info!(scope, hypervisor = version.hypervisor, api = %config.api.display(), "up");
     faults.announce();
-    let parts = Arc::new(RealParts { scope, network: Arc::clone(&network), vmm, images, kernel, initramfs });
+    let names = NameServers::new();
+    let parts = Arc::new(RealParts { scope, network: Arc::clone(&network), names, vmm, images, kernel, initramfs });
     let workshop = Workshop { parts, store: Arc::clone(&store), faults };
     let registry = Arc::new(Registry::new(workshop, groups, dirs.clone(), wishes.stop.clone()));
     let app = App { registry: Arc::clone(&registry), version, stopping: wishes.stop.clone() };
@@ -268,13 +280,10 @@ async fn find_vmm(
 }
 
 fn plan_groups(config: &Config) -> Result<Vec<Arc<GroupPlan>>, BootError> {
-    let of_host = nameservers::host_resolvers();
     let plan = |group: &config::Group| {
         let policy = policy::compile(&group.network.policy)
             .map_err(|source| BootError::Policy { group: group.name.clone(), source })?;
-        let dns = if group.network.dns.is_empty() { of_host.clone() } else { group.network.dns.clone() };
-        nameservers::warn(&group.name, &dns, &policy);
-        Ok(Arc::new(GroupPlan { config: group.clone(), policy, dns }))
+        Ok(Arc::new(GroupPlan { config: group.clone(), policy }))
     };
     config.groups.iter().map(plan).collect()
 }

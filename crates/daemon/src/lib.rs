@@ -17,7 +17,6 @@ mod guest;
 mod host;
 mod http;
 mod logging;
-mod nameservers;
 mod options;
 mod parts;
 mod shutdown;

@@ -16,6 +16,9 @@ use super::source::{Place, Source};
 use super::values::{RuleText, Whole};
 use super::{Config, Group, Host, InUse, Network, SshKey};
 
+/// Bytes of all keys of a VM, as JSON: they travel in one frame of 16 KiB with what else a guest
+/// is told at its boot.
+const MAX_KEYS: usize = 15 * 1024;
 /// Memory of a VM whose group says nothing of it.
 const DEFAULT_RAM_MIB: u32 = 512;
 
@@ -35,6 +38,7 @@ pub(super) fn resolve(
         count_fits(&group.value, report);
         policy_compiles(&group.value, report);
     }
+    keys_fit(keys, groups, report);
     ranges_are_free(groups, host, report);
     images_exist(keys, groups, host, report);
     boot_files_exist(keys, host, report);
@@ -64,6 +68,31 @@ fn memory_is_given_once(group: &GroupKeys, report: &mut Report) {
             .help("keep one of the two");
         report.add(problem);
     }
+}
+
+/// A VM gets the daemon's keys and its group's.
+fn keys_fit(keys: &ConfigKeys, groups: &[Located<GroupKeys>], report: &mut Report) {
+    let too_large = |span: Span, bytes: usize| {
+        let message = format!("the SSH keys of a microVM are {bytes} bytes together, but {MAX_KEYS} fit");
+        Problem::at(span, message)
+            .help("use ed25519 keys, which are short, or one certificate authority in the image")
+    };
+    let common = keys.ssh_keys.as_ref().map(|list| (list.span, bytes_of(&ssh_keys(Some(list)))));
+    if let Some((span, bytes)) = common.filter(|(_, bytes)| *bytes > MAX_KEYS) {
+        return report.add(too_large(span, bytes));
+    }
+    for list in groups.iter().filter_map(|group| group.value.ssh_keys.as_ref()) {
+        let bytes = common.map_or(0, |(_, bytes)| bytes) + bytes_of(&ssh_keys(Some(list)));
+        if bytes > MAX_KEYS {
+            report.add(too_large(list.span, bytes));
+        }
+    }
+}
+
+/// With the quotes and the comma of each; a comment's quotes and backslashes are escaped.
+fn bytes_of(keys: &[SshKey]) -> usize {
+    let escaped = |key: &SshKey| key.as_str().bytes().filter(|byte| matches!(byte, b'"' | b'\\')).count();
+    keys.iter().map(|key| key.as_str().len() + escaped(key) + 3).sum()
 }
 
 fn count_fits(group: &GroupKeys, report: &mut Report) {

@@ -262,7 +262,7 @@ fn boot_config(plan: &VmPlan) -> BootConfig {
             address: block.guest(),
             prefix_len: PREFIX_LEN,
             gateway: block.gateway(),
-            dns: plan.group.dns.clone(),
+            dns: vec![block.gateway()],
             mtu: MTU,
         }),
         // 64 bits of nanoseconds last until the year 2554; a clock before 1970 is no clock.

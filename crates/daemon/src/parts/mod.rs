@@ -8,6 +8,7 @@
 #[cfg(test)]
 pub(crate) mod fake;
 mod files;
+pub(crate) mod names;
 pub(crate) mod network;
 pub(crate) mod real;
 pub(crate) mod watch;
@@ -52,6 +53,9 @@ pub(crate) enum PartError {
         #[source]
         source: io::Error,
     },
+    /// The name server on its gateway address.
+    #[error(transparent)]
+    Dns(#[from] crate::dns::DnsError),
     /// The store.
     #[error("the daemon's state")]
     Store(#[from] crate::store::StoreError),
@@ -90,7 +94,7 @@ pub(crate) trait Machine: Send + Sync {
 
 /// Makes and removes the parts of VMs.
 pub(crate) trait Parts: Send + Sync {
-    /// Namespace, links and policy.
+    /// Namespace, links, policy and name server.
     fn make_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
     /// Takes them away.
     fn remove_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;

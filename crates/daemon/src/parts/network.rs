@@ -4,12 +4,13 @@
 //! milliseconds.
 
 use super::PartError;
+use super::names::Sockets;
 use crate::vm::plan::{MTU, VmPlan};
 use enisle_net::plan::{Block, Range};
 use enisle_net::{Engine, EngineConfig, NetError, Scope, ScopeError, Slot, SlotSpec};
 use enisle_vmm::Nic;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The engine does not open or close.
@@ -65,6 +66,16 @@ impl Network {
         let slot = self.engine.create(&spec).map_err(net)?;
         self.slots().live.insert(plan.block(), slot);
         Ok(())
+    }
+
+    /// Opens the sockets of a name server on the gateway address, inside a VM's slot.
+    pub(crate) fn open_name_server(&self, block: Block) -> Result<Sockets, PartError> {
+        let netns = {
+            let slots = self.slots();
+            let slot = slots.live.get(&block).ok_or(PartError::NoSlot(block))?;
+            slot.netns().try_clone_to_owned().map_err(PartError::io("duplicate", "a namespace"))?
+        };
+        Sockets::open(netns.as_fd(), block.gateway())
     }
 
     /// Takes a VM's slot away; none is fine.

@@ -3,6 +3,7 @@
 //! Owns: translating a VM's plan into their words. Refuses: blocking the runtime; what blocks runs
 //! on a blocking thread to its end, so a part is whole or not there.
 
+use super::names::NameServers;
 use super::network::Network;
 use super::{Machine, PartError, Parts, files};
 use crate::vm::plan::VmPlan;
@@ -25,6 +26,7 @@ const BASE_PIDS: u32 = 64;
 pub(crate) struct RealParts {
     pub(crate) scope: String,
     pub(crate) network: Arc<Network>,
+    pub(crate) names: NameServers,
     pub(crate) vmm: Arc<dyn Vmm>,
     pub(crate) images: ImageStore,
     pub(crate) kernel: PathBuf,
@@ -91,12 +93,24 @@ fn image(error: enisle_image::ImageError) -> PartError {
 impl Parts for RealParts {
     fn make_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
         let (network, plan) = (Arc::clone(&self.network), Arc::clone(plan));
-        Box::pin(blocking("making a slot", move || network.make(&plan)))
+        Box::pin(async move {
+            let of_slot = Arc::clone(&plan);
+            let make = move || {
+                network.make(&of_slot)?;
+                network.open_name_server(of_slot.block())
+            };
+            let sockets = blocking("making a slot", make).await?;
+            self.names.start(&plan, sockets)
+        })
     }
 
     fn remove_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
         let (network, block) = (Arc::clone(&self.network), plan.block());
-        Box::pin(blocking("removing a slot", move || network.remove(block)))
+        Box::pin(async move {
+            // First: its sockets hold the namespace.
+            self.names.stop(block).await;
+            blocking("removing a slot", move || network.remove(block)).await
+        })
     }
 
     fn make_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<UnixListener, PartError>> {

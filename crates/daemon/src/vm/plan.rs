@@ -5,8 +5,7 @@
 use crate::config::Group;
 use crate::store::VmRow;
 use enisle_net::plan::Block;
-use enisle_net::policy::CompiledPolicy;
-use std::net::Ipv4Addr;
+use enisle_net::policy::{CompiledPolicy, PolicySpec};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,8 +22,15 @@ pub(crate) const MTU: u16 = 1500;
 pub(crate) struct GroupPlan {
     pub(crate) config: Group,
     pub(crate) policy: CompiledPolicy,
-    /// Name servers of the guests, at most 3.
-    pub(crate) dns: Vec<Ipv4Addr>,
+}
+
+impl GroupPlan {
+    /// Whether its policy is egress `none`, row 14 of `docs/networking.md`: everything is dropped and
+    /// nothing is opened. A name that is looked up would carry data out all the same.
+    pub(crate) fn reaches_nothing(&self) -> bool {
+        let PolicySpec { drop, allow } = &self.config.network.policy;
+        allow.is_empty() && drop.iter().any(|rule| rule.net.prefix_len() == 0 && rule.ports.is_none())
+    }
 }
 
 /// One VM as decided.
@@ -114,6 +120,7 @@ impl StateDirs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
 
     #[test]
     fn the_longest_socket_path_fits() {

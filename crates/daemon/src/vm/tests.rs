@@ -29,7 +29,6 @@ fn group_plans(file: &str) -> Vec<Arc<GroupPlan>> {
         Arc::new(GroupPlan {
             config: group.clone(),
             policy: enisle_net::policy::compile(&group.network.policy).unwrap(),
-            dns: group.network.dns.clone(),
         })
     };
     config.groups.iter().map(plan).collect()

@@ -174,3 +174,19 @@ fn at_most_200_mistakes_are_shown_and_all_are_counted() {
     assert_eq!(errors.len(), 1000);
     assert!(errors.to_string().contains("... and 800 more mistakes"));
 }
+
+#[test]
+fn keys_that_do_not_fit_a_boot_message_are_refused_where_they_stand() {
+    let key = format!("'{} {}'", super::valid::KEY, "c".repeat(4000));
+    let list = |count| vec![key.as_str(); count].join(", ");
+    let file = |common, own| {
+        let group = super::with_group(&format!("{}ssh_keys: [{}]", super::NETWORK, list(own)));
+        format!("{group}  ssh_keys: [{}]\n", list(common))
+    };
+    assert!(super::read(&file(1, 2)).is_ok());
+    for (common, own, line) in [(2, 2, 5), (0, 4, 5), (4, 1, 6)] {
+        let report = super::read(&file(common, own)).unwrap_err().to_string();
+        assert!(report.starts_with(&format!("enisle.yaml:{line}:")), "{report}");
+        assert!(report.contains("bytes together, but 15360 fit"), "{report}");
+    }
+}

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::super::{AnyHost, Config, Hypervisor, Place, load, parse};
 use super::{NETWORK, read, root, with_group};
 
-const KEY: &str = "ssh-ed25519 \
+pub(super) const KEY: &str = "ssh-ed25519 \
     AAAAC3NzaC1lZDI1NTE5AAAAIN0wnAvcEeFEItVoF7ukn4yh6a+Hy902qAGkgfp73CrY";
 
 fn valid(text: &str) -> Config {
