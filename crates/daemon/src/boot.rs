@@ -13,6 +13,7 @@ use crate::config::{self, Config, ConfigErrors, Look};
 use crate::fault::FaultPlan;
 use crate::host::ThisHost;
 use crate::http::{self, App, ListenError, Listener};
+use crate::logging;
 use crate::options::{ExitCode, LogFormat, UpOptions};
 use crate::parts::names::NameServers;
 use crate::parts::network::{Network, NetworkError};
@@ -24,7 +25,6 @@ use crate::store::{Store, StoreError};
 use crate::vm::create::Workshop;
 use crate::vm::plan::{GroupPlan, StateDirs};
 use crate::vm::registry::Registry;
-use crate::logging;
 use enisle_api::Version;
 use enisle_image::{ImageError, ImageStore};
 use enisle_net::policy::{self, CompileError};
@@ -152,7 +152,9 @@ fn start(config: &Config, faults: FaultPlan) -> Result<ExitCode, BootError> {
 fn raise_open_files() {
     let most = getrlimit(Resource::Nofile).maximum;
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }) {
-        tracing::warn!("the limit of open files stays low: {error}; many VMs may need `LimitNOFILE=` in the unit");
+        tracing::warn!(
+            "the limit of open files stays low: {error}; many VMs may need `LimitNOFILE=` in the unit"
+        );
     }
 }
 
@@ -201,7 +203,8 @@ async fn up(config: &Config, faults: FaultPlan) -> Result<ExitCode, BootError> {
     tracing::info!(scope, hypervisor = version.hypervisor, api = %config.api.display(), "up");
     faults.announce();
     let names = NameServers::new();
-    let parts = Arc::new(RealParts { scope, network: Arc::clone(&network), names, vmm, images, kernel, initramfs });
+    let parts =
+        Arc::new(RealParts { scope, network: Arc::clone(&network), names, vmm, images, kernel, initramfs });
     let workshop = Workshop { parts, store: Arc::clone(&store), faults };
     let registry = Arc::new(Registry::new(workshop, groups, dirs.clone(), wishes.stop.clone()));
     let app = App { registry: Arc::clone(&registry), version, stopping: wishes.stop.clone() };

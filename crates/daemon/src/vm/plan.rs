@@ -29,7 +29,7 @@ impl GroupPlan {
     /// nothing is opened. A name that is looked up would carry data out all the same.
     pub(crate) fn reaches_nothing(&self) -> bool {
         let PolicySpec { drop, allow } = &self.config.network.policy;
-        allow.is_empty() && drop.iter().any(|rule| rule.net.prefix_len() == 0 && rule.ports.is_none())
+        allow.is_empty() && drop.iter().any(|rule| rule.net().prefix_len() == 0 && rule.ports().is_none())
     }
 }
 
