@@ -70,13 +70,15 @@ need_rust() {
 
 # The binary, the guest's static agent, the lab, and the vsock device, all below target/.
 build_release() {
-    say "building (the first time takes some minutes)"
-    as_user cargo build --release --locked --quiet -p enisle -p enisle-testkit
+    say "building Enisle (the first time takes some minutes)"
+    as_user cargo build --release --locked -p enisle -p enisle-testkit
+    say "building the guest agent"
     as_user env RUSTFLAGS='-C target-feature=+crt-static' \
-        cargo build --release --locked --quiet -p enisle-agent --target x86_64-unknown-linux-gnu
+        cargo build --release --locked -p enisle-agent --target x86_64-unknown-linux-gnu
     as_user ln -sf ../x86_64-unknown-linux-gnu/release/enisle-agent target/release/enisle-agent
     if [ ! -x target/tools/bin/vhost-device-vsock ]; then
-        as_user cargo install --quiet --locked --root target/tools --target-dir target/tools/build vhost-device-vsock --version 0.3.0
+        say "building vhost-device-vsock, the guests' way to the daemon"
+        as_user cargo install --locked --root target/tools --target-dir target/tools/build vhost-device-vsock --version 0.3.0
         rm -rf target/tools/build
     fi
     as_user ln -sf ../tools/bin/vhost-device-vsock target/release/vhost-device-vsock
@@ -88,7 +90,7 @@ need_cargo_deny() {
     PATH="$root/bin:$PATH"
     [ "$(cargo-deny --version 2>/dev/null)" = "cargo-deny $version" ] && return 0
     say "building cargo-deny (once on this machine)"
-    cargo install --quiet --locked --root "$root" cargo-deny --version "$version"
+    cargo install --locked --root "$root" cargo-deny --version "$version"
 }
 
 build_images() {
