@@ -12,6 +12,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// Most bytes of a file that says it is empty: they are held in memory.
+const MAX_UNSIZED: usize = 16 << 20;
+
 /// How to pack.
 #[derive(Default)]
 pub struct PackOptions<'a> {
@@ -51,6 +54,7 @@ pub fn pack(
         piece: vec![0; PIECE],
     };
     match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile if stat.st_size == 0 => packer.file_without_size(&name, &fd, &stat)?,
         FileType::RegularFile => packer.file(&name, fd, &stat)?,
         FileType::Directory => packer.tree(name, fd, &stat)?,
         _ => {
@@ -177,6 +181,33 @@ impl<W: Write> Packer<'_, W> {
             names_in(&fd).map_err(|e| ArchiveError::file("read directory", to_path(&path), e))?
         };
         Ok(Level { fd, path, left })
+    }
+
+    /// Packs a file that says it is empty. Those of /proc and /sys say so and are not; only one
+    /// that was named is asked, because among a whole tree of them some never end.
+    fn file_without_size(&mut self, path: &[u8], fd: &OwnedFd, stat: &Stat) -> Result<(), ArchiveError> {
+        let mut contents = Vec::new();
+        loop {
+            let got = match read(fd, &mut self.piece) {
+                Ok(0) => break,
+                Ok(got) => got,
+                Err(e) => return Err(ArchiveError::file("read", to_path(path), e)),
+            };
+            contents.extend_from_slice(&self.piece[..got]);
+            if contents.len() > MAX_UNSIZED {
+                let endless = std::io::Error::from(std::io::ErrorKind::FileTooLarge);
+                return Err(ArchiveError::file("pack", to_path(path), endless));
+            }
+        }
+        let size = contents.len() as u64;
+        self.writer.entry(&entry(path, Kind::File { size }, stat))?;
+        self.writer.contents(&contents)?;
+        if let Some(progress) = &mut self.progress {
+            progress(size);
+        }
+        self.summary.files += 1;
+        self.summary.bytes += size;
+        self.writer.padding(size)
     }
 
     /// Packs as many bytes as the file had when it was opened.

@@ -244,3 +244,16 @@ fn other_file_systems_are_packed_empty_when_asked_for() {
     assert!(mounted(&names_of(true)));
     assert!(!mounted(&names_of(false)));
 }
+
+#[test]
+fn a_file_of_proc_arrives_although_it_says_it_is_empty() {
+    let source = Path::new("/proc/version");
+    assert_eq!(source.metadata().unwrap().len(), 0);
+    let mut archive = Vec::new();
+    let summary = pack(source, None, &mut archive, PackOptions::default()).unwrap();
+    let destination = tempfile::tempdir().unwrap();
+    unpack(archive.as_slice(), &destination.path().join("copy"), UnpackOptions::default()).unwrap();
+    let copied = fs::read(destination.path().join("copy")).unwrap();
+    assert_eq!(copied, fs::read(source).unwrap());
+    assert_eq!(summary.bytes, copied.len() as u64);
+}

@@ -105,7 +105,23 @@ async fn start(context: &Context, args: &PortForwardArgs) -> Result<JoinSet<Fail
         };
         listeners.spawn(forward.run(listener));
     }
+    listeners.spawn(end_of(context.client.clone(), args.name.clone()));
     Ok(listeners)
+}
+
+/// Resolves when the VM is no longer there, also while nobody connects: its console ends with it.
+async fn end_of(client: Client, name: String) -> Failure {
+    if let Ok(mut console) = client.logs(&name, true).await {
+        while let Ok(Some(_)) = console.chunk().await {}
+    }
+    if client.vm(&name).await.is_ok_and(|vm| vm.state == VmState::Stopping) {
+        return Failure::new("not_found", ExitCode::NotFound, format!("VM `{name}` is being removed"));
+    }
+    match check_alive(&client, &name).await {
+        // A daemon that does not show the console: the next connection finds out.
+        Ok(()) => std::future::pending().await,
+        Err(failure) => failure,
+    }
 }
 
 /// A VM that still boots is fine: the daemon lets its first connection wait.

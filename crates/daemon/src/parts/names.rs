@@ -18,9 +18,10 @@ use tokio::sync::watch;
 
 /// Where a resolver asks.
 const PORT: u16 = 53;
-/// Milliseconds a guest has to acknowledge an answer. A killed guest never will, and a connection
-/// that waits for it holds the namespace: less than the time the engine gives a namespace to go.
-const ACKNOWLEDGED_WITHIN: u32 = 1500;
+/// Milliseconds a guest has to acknowledge an answer, from its first retransmission on. A killed guest
+/// never will, and a connection that waits for it holds the namespace: well below the 2 s that the
+/// engine gives a namespace to go.
+const ACKNOWLEDGED_WITHIN: u32 = 800;
 
 /// A VM's sockets, bound in its namespace.
 pub(crate) struct Sockets {

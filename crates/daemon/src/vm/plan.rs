@@ -120,7 +120,32 @@ impl StateDirs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{self, AnyHost};
+    use enisle_net::policy;
     use std::net::Ipv4Addr;
+
+    #[test]
+    fn only_a_policy_that_opens_nothing_reaches_nothing() {
+        let group = |lists: &str| {
+            let file = format!(
+                "config:\n  host_groups:\n    - name: agents\n      count: 1\n      network:\n        \
+                 mode: isolated\n        range: 169.254.100.0/29\n{lists}"
+            );
+            let group = config::parse("test.yaml", &file, &AnyHost).unwrap().groups[0].clone();
+            let policy = policy::compile(&group.network.policy).unwrap();
+            GroupPlan { config: group, policy }.reaches_nothing()
+        };
+        let all = "        drop: ['0.0.0.0/0', '192.168.1.0/24']\n";
+        assert!(group(all));
+        for lists in [
+            String::new(),
+            format!("{all}        allow: ['140.82.112.0/20:443']\n"),
+            "        drop: ['192.168.1.0/24']\n".to_owned(),
+            "        drop: ['0.0.0.0/0:443']\n".to_owned(),
+        ] {
+            assert!(!group(&lists), "{lists}");
+        }
+    }
 
     #[test]
     fn the_longest_socket_path_fits() {

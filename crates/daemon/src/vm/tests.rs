@@ -36,19 +36,20 @@ fn group_plans(file: &str) -> Vec<Arc<GroupPlan>> {
 
 /// The plan of the first VM, with a script, below a directory.
 pub(crate) fn plan(dir: &std::path::Path, script: Option<&str>) -> Arc<VmPlan> {
-    plan_of(FILE, dir, script)
+    plan_of(&group_plans(FILE), dir, script)
 }
 
-/// The same with keys for logging in.
+/// The same with keys for logging in: together they may be more than a configuration can hold.
 pub(crate) fn plan_with_keys(dir: &std::path::Path, keys: &[String]) -> Arc<VmPlan> {
-    let list: String = keys.iter().map(|key| format!("        - {key}\n")).collect();
-    plan_of(&format!("{FILE}      ssh_keys:\n{list}"), dir, None)
+    let read = |key| group_plans(&format!("{FILE}      ssh_keys: [{key}]\n"))[0].config.ssh_keys.clone();
+    let mut groups = group_plans(FILE);
+    Arc::get_mut(&mut groups[0]).unwrap().config.ssh_keys = keys.iter().flat_map(read).collect();
+    plan_of(&groups, dir, None)
 }
 
-fn plan_of(file: &str, dir: &std::path::Path, script: Option<&str>) -> Arc<VmPlan> {
-    let groups = group_plans(file);
+fn plan_of(groups: &[Arc<GroupPlan>], dir: &std::path::Path, script: Option<&str>) -> Arc<VmPlan> {
     let store = Store::open(&dir.join("store")).unwrap();
-    let accepted = super::request::accept(&groups, &CreateVm::default()).unwrap();
+    let accepted = super::request::accept(groups, &CreateVm::default()).unwrap();
     let row = store.reserve(&accepted.vm).unwrap();
     Arc::new(VmPlan::new(row, accepted.group, script.map(str::to_owned), &StateDirs::new(dir)))
 }

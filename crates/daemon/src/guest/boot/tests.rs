@@ -61,6 +61,8 @@ async fn a_guest_is_told_who_it_is() {
     let net = config.net.unwrap();
     assert_eq!((net.address.octets(), net.gateway.octets()), ([169, 254, 100, 2], [169, 254, 100, 1]));
     assert_eq!((net.prefix_len, net.mtu), (30, 1500));
+    // Not the group's resolver, which the daemon asks in its stead.
+    assert_eq!(net.dns, [net.gateway]);
     assert!(config.unix_time_ns > 1_700_000_000_000_000_000);
 }
 
