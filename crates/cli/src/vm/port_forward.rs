@@ -25,6 +25,8 @@ const MAX_CONNECTIONS: u64 = 4096;
 const OTHER_FILES: u64 = 64;
 /// How long a guest may take to read the last bytes of a connection that both sides have ended.
 const FLUSH_LIMIT: Duration = Duration::from_secs(30);
+/// What a daemon needs to take in that a VM has ended whose console is at its end.
+const STATE_DELAY: Duration = Duration::from_secs(2);
 /// Pause after an accept that failed for lack of files or memory.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
@@ -114,6 +116,8 @@ async fn end_of(client: Client, name: String) -> Failure {
     if let Ok(mut console) = client.logs(&name, true).await {
         while let Ok(Some(_)) = console.chunk().await {}
     }
+    // The console breaks first; the VM's new state follows within this time.
+    tokio::time::sleep(STATE_DELAY).await;
     if client.vm(&name).await.is_ok_and(|vm| vm.state == VmState::Stopping) {
         return Failure::new("not_found", ExitCode::NotFound, format!("VM `{name}` is being removed"));
     }
