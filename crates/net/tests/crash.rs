@@ -5,47 +5,21 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use enisle_net::plan::Range;
 use enisle_net::policy::{PolicySpec, compile};
 use enisle_net::{Engine, EngineConfig, SlotSpec};
 use enisle_testkit::{Netns, World};
-
-const CHILD: &str = "ENISLE_NET_TEST_CHILD";
 
 fn config() -> EngineConfig {
     EngineConfig { scope: "00c0de01".parse().unwrap(), ranges: vec!["169.254.100.0/22".parse().unwrap()] }
 }
 
-/// The daemon's part, in a process of its own: three slots, then silence until it is killed.
-#[test]
-#[ignore = "the process the other tests kill"]
-fn child() {
-    assert!(std::env::var_os(CHILD).is_some(), "only as a child of the other tests");
-    let engine = Engine::open(config()).unwrap();
-    let policy = compile(&PolicySpec::default()).unwrap();
-    let range: Range = "169.254.100.0/22".parse().unwrap();
-    let slots: Vec<_> = range
-        .blocks()
-        .take(3)
-        .map(|block| SlotSpec { block, vm_name: "doomed", mtu: 1500, policy: &policy, tap_owner: (0, 0) })
-        .map(|spec| engine.create(&spec).unwrap())
-        .collect();
-    println!("\nslots: {}", slots.len());
-    loop {
-        std::thread::park();
-    }
-}
-
-/// Starts the child in `host` and waits until its slots are there.
+/// Starts `examples/hold_slots.rs` in `host`, in the daemon's place, and waits until its slots are
+/// there. Cargo builds examples with the tests, beside them.
 fn start(host: &Netns) -> Child {
-    let mut child = host.run(|| {
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture", "--ignored"])
-            .env(CHILD, "1")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap()
-    });
+    let own = std::env::current_exe().unwrap();
+    let program = own.ancestors().nth(2).unwrap().join("examples/hold_slots");
+    assert!(program.exists(), "{} is missing: cargo build -p enisle-net --examples", program.display());
+    let mut child = host.run(|| Command::new(&program).stdout(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap() == "slots: 3"), "the child did not get so far");
     child
