@@ -78,13 +78,17 @@ impl Flow {
     }
 
     /// Reads and acknowledges for `time`, or until the peer resets. Bytes read, and whether it did.
+    /// A source that never pauses does not make it longer: this flow has no retransmission, so each
+    /// segment more is one more that may be lost.
     pub fn drain(&mut self, guest: &mut TapGuest, time: Duration) -> (usize, bool) {
         let end = Instant::now() + time;
         let mut total = 0;
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let next = guest.wait_for(left, |seen| self.incoming(seen).cloned());
-            let Some(segment) = next else {
+            if left.is_zero() {
+                return (total, false);
+            }
+            let Some(segment) = guest.wait_for(left, |seen| self.incoming(seen).cloned()) else {
                 return (total, false);
             };
             if segment.flags.rst {
