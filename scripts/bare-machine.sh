@@ -25,19 +25,34 @@ as_user() {
     fi
 }
 
-need_packages() {
-    local missing=() package
+# Names those of the packages that are not installed.
+missing_packages() {
+    local package
     for package in "$@"; do
-        # Ubuntu has bpftool in linux-tools; the virtual package answers for it.
-        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -q '^installed$' || missing+=("$package")
+        # Ubuntu has it in linux-tools, under another package's name.
+        [ "$package" != bpftool ] || ! command -v bpftool >/dev/null || continue
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -q '^installed$' || echo "$package"
     done
-    [ ${#missing[@]} -gt 0 ] || return 0
-    command -v apt-get >/dev/null || die "missing: ${missing[*]}" "this script installs packages with apt-get, which is not here"
-    say "installing ${missing[*]}"
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    local available=()
-    for package in "${missing[@]}"; do
+}
+
+# Installs what is missing. More than one round, because apt may take a package away that was there:
+# the distribution's qemu-system-x86 replaces a qemu-utils of another release.
+need_packages() {
+    local missing round
+    for round in 1 2 3; do
+        mapfile -t missing < <(missing_packages "$@")
+        [ ${#missing[@]} -gt 0 ] || return 0
+        command -v apt-get >/dev/null || die "missing: ${missing[*]}" "this script installs packages with apt-get, which is not here"
+        say "installing ${missing[*]}"
+        [ "$round" -gt 1 ] || apt-get update -qq
+        install_packages "${missing[@]}"
+    done
+    die "apt-get does not install: ${missing[*]}" "sudo apt-get install ${missing[*]}   says why"
+}
+
+install_packages() {
+    local package available=()
+    for package in "$@"; do
         if [ -n "$(apt-cache policy "$package" 2>/dev/null | sed -n 's/ *Candidate: *\([^(].*\)/\1/p')" ]; then
             available+=("$package")
         elif [ "$package" = bpftool ]; then
@@ -46,7 +61,7 @@ need_packages() {
             die "the package $package is not to be had here" "enable the distribution's main and universe sections"
         fi
     done
-    apt-get install -y -qq --no-install-recommends "${available[@]}" >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${available[@]}" >/dev/null
 }
 
 rust_version() { sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml; }
