@@ -47,7 +47,9 @@ need_packages() {
         [ "$round" -gt 1 ] || apt-get update -qq
         install_packages "${missing[@]}"
     done
-    die "apt-get does not install: ${missing[*]}" "sudo apt-get install ${missing[*]}   says why"
+    mapfile -t missing < <(missing_packages "$@")
+    [ ${#missing[@]} -eq 0 ] ||
+        die "apt-get does not install: ${missing[*]}" "sudo apt-get install ${missing[*]}   says why"
 }
 
 install_packages() {
