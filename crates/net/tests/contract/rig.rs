@@ -146,7 +146,8 @@ impl Rig {
     }
 }
 
-fn open(world: &World, scope: &str, range: &str) -> Engine {
+/// Opens an engine in the world's host, as a daemon does.
+pub(crate) fn open(world: &World, scope: &str, range: &str) -> Engine {
     let config =
         EngineConfig { scope: scope.parse::<Scope>().unwrap(), ranges: vec![range.parse().unwrap()] };
     world.host.run(|| Engine::open(config)).unwrap()
