@@ -1,9 +1,10 @@
 //! A daemon double and the binary that talks to it.
 
 use crate::fake_daemon::FakeDaemon;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// The binary under test, without the caller's environment of it.
@@ -90,7 +91,7 @@ impl Running {
         let out = self.0.stdout.as_mut().unwrap();
         let mut line = Vec::new();
         let mut byte = [0];
-        while out.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
+        while readable(out) && out.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
             line.push(byte[0]);
         }
         text(&line)
@@ -105,6 +106,14 @@ impl Running {
         });
         status.unwrap().code().unwrap()
     }
+}
+
+/// Waits until there is something to read, or a failure of the test after a minute.
+fn readable(out: &ChildStdout) -> bool {
+    let mut fds = [PollFd::new(out, PollFlags::IN)];
+    let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
+    assert!(poll(&mut fds, Some(&minute)).unwrap() == 1, "the program says nothing for a minute");
+    true
 }
 
 impl Drop for Running {
