@@ -2,6 +2,7 @@
 //!
 //! Owns: the tidy checks and the rules of the rooms. Refuses: anything a user of Enisle runs.
 
+mod promises;
 mod rooms;
 mod tidy;
 
@@ -19,7 +20,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Files, modules, words and links: what the tree may look like.
+    /// Files, modules, words and links: what the tree may look like; tests that documents name.
     Tidy,
     /// Which crate may depend on which, and who may make which system call.
     Rooms,
@@ -45,7 +46,11 @@ fn main() -> ExitCode {
 fn run(task: &Task) -> Result<Vec<String>> {
     let root = root();
     match task {
-        Task::Tidy => tidy::check(&root),
+        Task::Tidy => {
+            let mut problems = tidy::check(&root)?;
+            problems.extend(promises::check(&root)?);
+            Ok(problems)
+        }
         Task::Rooms => rooms::check(&root),
     }
 }
