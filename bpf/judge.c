@@ -13,7 +13,7 @@
  *   TC_ACT_SHOT dropped, silently, and counted.
  * What no slot, no policy or no entry is known for is never redirected.
  *
- * Self-contained on purpose: the few structures used here are kernel ABI and never change, and
+ * Self-contained on purpose (`fragments.h` is a part of it): the few structures used here are kernel ABI and never change, and
  * the build needs no kernel header.
  */
 
@@ -82,6 +82,7 @@ enum counter {
 	IN_UNSOLICITED, /* dropped: not an answer, or not to this guest */
 	IN_MALFORMED,
 	IN_LIMITED, /* dropped: more ICMP errors than the limit */
+	OUT_LIMITED, /* more fragments than the limit: answered */
 	COUNTERS
 };
 
@@ -89,6 +90,7 @@ struct slot {
 	be32 guest, gateway;
 	u32 policy;
 	u8 guest_mac[6], gateway_mac[6];
+	u32 shaped; /* what the guest sends goes through the qdisc of the veth's end */
 };
 
 struct counters {
@@ -267,6 +269,16 @@ INLINE int allowed(u32 policy, be32 address, u8 proto, u32 has_port, be16 far)
 	return !needed || v->opens >= *needed;
 }
 
+#include "fragments.h"
+
+/* An allowed packet leaves: the short way, or through the queue that keeps it to its rate. */
+INLINE int leave(const struct slot *slot, u32 id)
+{
+	if (slot->shaped)
+		return bpf_redirect(PEER_INDEX | id, 0);
+	return bpf_redirect_peer(PEER_INDEX | id, 0);
+}
+
 /* ARP from the guest: nothing but "who has the gateway? tell me", signed with its own name. */
 INLINE int arp_from_guest(struct __sk_buff *skb, const struct ethernet *eth, const struct slot *slot)
 {
@@ -346,8 +358,10 @@ int from_guest(struct __sk_buff *skb)
 	}
 	if (!allowed(slot->policy, ip.dst, ip.proto, first, t.dst))
 		return count(c, OUT_REFUSED, TC_ACT_OK);
+	if (is_fragment(&ip) && !fragment_fits(skb, id, &ip, slot->shaped))
+		return count(c, OUT_LIMITED, TC_ACT_OK);
 	count(c, OUT_ALLOWED, 0);
-	return bpf_redirect_peer(PEER_INDEX | id, 0);
+	return leave(slot, id);
 }
 
 /*

@@ -19,7 +19,9 @@ fn compile() -> Result<(), String> {
     let var = |name: &str| env::var_os(name).ok_or_else(|| format!("cargo did not set {name}"));
     let source = Path::new(&var("CARGO_MANIFEST_DIR")?).join("../../bpf/judge.c");
     let object = PathBuf::from(var("OUT_DIR")?).join("judge.o");
-    println!("cargo::rerun-if-changed={}", source.display());
+    for file in [&source, &source.with_file_name("fragments.h")] {
+        println!("cargo::rerun-if-changed={}", file.display());
+    }
     println!("cargo::rerun-if-env-changed=CLANG");
 
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());

@@ -3,7 +3,7 @@
 
 use enisle_net::plan::Range;
 use enisle_net::policy::{PolicySpec, compile};
-use enisle_net::{Engine, EngineConfig, SlotSpec};
+use enisle_net::{Engine, EngineConfig, Limits, SlotSpec};
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -12,7 +12,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let policy = compile(&PolicySpec::default())?;
     let mut slots = Vec::new();
     for block in range.blocks().take(3) {
-        let spec = SlotSpec { block, vm_name: "doomed", mtu: 1500, policy: &policy, tap_owner: (0, 0) };
+        let spec = SlotSpec {
+            block,
+            vm_name: "doomed",
+            mtu: 1500,
+            policy: &policy,
+            tap_owner: (0, 0),
+            limits: Limits::default(),
+        };
         slots.push(engine.create(&spec)?);
     }
     println!("slots: {}", slots.len());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use enisle_net::plan::Range;
 use enisle_net::policy::{PolicySpec, compile};
-use enisle_net::{Engine, EngineConfig, Slot, SlotSpec};
+use enisle_net::{Engine, EngineConfig, Limits, Slot, SlotSpec};
 use enisle_testkit::World;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,7 +22,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut slots: Vec<Slot> = Vec::with_capacity(count);
     let mut create = Vec::with_capacity(count);
     for block in range.blocks().take(count) {
-        let spec = SlotSpec { block, vm_name: "agents-1", mtu: 1500, policy: &policy, tap_owner: (0, 0) };
+        let spec = SlotSpec {
+            block,
+            vm_name: "agents-1",
+            mtu: 1500,
+            policy: &policy,
+            tap_owner: (0, 0),
+            limits: Limits::default(),
+        };
         let start = Instant::now();
         slots.push(engine.create(&spec)?);
         create.push(start.elapsed());

@@ -3,6 +3,7 @@
 //! Owns: which blocks have slots, host-wide state and its restoring, pacing. Refuses: the steps of
 //! one slot (`slot`), who decides about VMs (the daemon).
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -135,7 +136,7 @@ impl Engine {
     /// Makes a slot: judged and guarded before anything in it is up.
     ///
     /// # Errors
-    /// [`NetError::ForeignBlock`], [`NetError::BlockTaken`], [`NetError::Mtu`], or
+    /// [`NetError::ForeignBlock`], [`NetError::BlockTaken`], [`NetError::Mtu`], [`NetError::Limit`], or
     /// [`NetError::Create`] with the step that failed; then everything done before is undone.
     pub fn create(&self, spec: &SlotSpec<'_>) -> Result<Slot, NetError> {
         let block = spec.block;
@@ -145,9 +146,13 @@ impl Engine {
         if !MTU.contains(&spec.mtu) {
             return Err(NetError::Mtu(spec.mtu));
         }
-        if !self.lock().sets.slots.insert(block) {
-            return Err(NetError::BlockTaken(block));
+        if let Some((key, number)) = spec.limits.mistake() {
+            return Err(NetError::Limit(key, number));
         }
+        match self.lock().sets.slots.entry(block) {
+            Entry::Occupied(_) => return Err(NetError::BlockTaken(block)),
+            Entry::Vacant(free) => free.insert(spec.limits),
+        };
         let made = match self.builder().create(spec) {
             Err((e, None)) if e.step == Step::Admit && e.source.is_absent() => {
                 // Somebody flushed the host's table: put it back, as the monitor is about to.
@@ -198,7 +203,7 @@ impl Engine {
         let mut current = slot.policy();
         let acquired = self.policies().acquire(&*self.kernel, policy);
         let new = at(Step::Policy, acquired).map_err(failed)?;
-        let entry = SlotEntry::new(block, new);
+        let entry = SlotEntry::new(block, new, slot.terms());
         let switched = at(Step::Judge, self.kernel.set_slot(block.id(), &entry));
         let unused = match &switched {
             Ok(()) => std::mem::replace(&mut *current, new),
@@ -230,13 +235,16 @@ impl Engine {
         if left.is_empty() { Ok(()) } else { Err(NetError::Remove { block, left }) }
     }
 
-    /// What the judge did with a slot's packets.
+    /// What the judge did with a slot's packets, and the flows the host's table refused it.
     ///
     /// # Errors
     /// [`NetError::Host`] when the map cannot be read.
     pub fn stats(&self, slot: &Slot) -> Result<SlotStats, NetError> {
-        let counters = self.kernel.counters(slot.block().id());
-        counters.map(SlotStats::from).map_err(|e| NetError::Host("read a slot's counters", e))
+        let failed = |e| NetError::Host("read a slot's counters", e);
+        let judged = self.kernel.counters(slot.block().id()).map_err(failed)?;
+        let guest = host_table::guest(slot.block());
+        let refused = self.kernel.count(&self.table, host_table::REFUSED_FLOWS, &guest);
+        Ok(SlotStats { flows_refused: refused.map_err(failed)?, ..SlotStats::from(judged) })
     }
 
     /// Looks at the host again: puts the table back where it was flushed, follows on-link
@@ -265,8 +273,8 @@ impl Engine {
     }
 
     /// Finishes what could not be taken away before, and removes interfaces of this scope that no
-    /// live slot of this engine has: those of an earlier run, whose VMMs must be dead. Answers
-    /// how many slots that were.
+    /// live slot of this engine has: those of an earlier run, whose VMMs must be dead. Forgets the
+    /// flows of everybody in the ranges who has no live slot. Answers how many slots that were.
     ///
     /// # Errors
     /// [`NetError::Remove`] and [`NetError::Host`]; calling it again tries again.
@@ -284,11 +292,16 @@ impl Engine {
             return Err(error);
         }
         let around = look(&*self.kernel)?;
-        let live: BTreeSet<u32> = self.lock().sets.slots.iter().map(|b| b.host_ifindex()).collect();
+        let live: BTreeSet<u32> = self.lock().sets.slots.keys().map(|b| b.host_ifindex()).collect();
         let dead: Vec<&Link> = own_links(&around, self.scope).filter(|l| !live.contains(&l.index)).collect();
         delete_links(&*self.kernel, &around, self.scope, &dead)?;
-        for block in dead.iter().filter_map(|l| block_of(&self.ranges, l.index)) {
-            let forgotten = self.kernel.forget_flows(block.guest());
+        // Also of slots that went by themselves, with whoever held them: an answer that is still on its
+        // way would find the block's next tenant.
+        let mut nets: Vec<Ipv4Net> = self.ranges.iter().map(Range::net).collect();
+        nets.extend(dead.iter().filter_map(|l| block_of(l)).map(Block::net));
+        let live = self.lock().sets.slots.keys().map(|b| b.guest()).collect();
+        if !nets.is_empty() {
+            let forgotten = self.kernel.forget_strangers(&nets, &live);
             forgotten.map_err(|e| NetError::Host("forget an earlier run's flows", e))?;
         }
         Ok(count + dead.len())
@@ -465,12 +478,11 @@ fn own_links(around: &Surroundings, scope: Scope) -> impl Iterator<Item = &Link>
     })
 }
 
-fn block_of(ranges: &[Range], index: u32) -> Option<Block> {
-    let first = |r: &Range| r.block(0).map(|b| b.host_ifindex());
-    ranges.iter().find_map(|range| {
-        let i = index.checked_sub(first(range)?)?;
-        range.block(i)
-    })
+/// By its name, which no two daemons share and which needs no ranges.
+fn block_of(link: &Link) -> Option<Block> {
+    let guest = u32::from_str_radix(link.name.strip_prefix("en-")?, 16).ok()?;
+    let block = Block::from_guest(guest.into());
+    (block.host_ifindex() == link.index).then_some(block)
 }
 
 /// By group where the whole group is dead: one wait for all instead of one for each.

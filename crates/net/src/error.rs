@@ -26,13 +26,15 @@ pub enum Step {
     Judge,
     /// The judge's programs on tap and veth.
     Attach,
+    /// The token buckets of the bandwidth limits.
+    Shape,
     /// Address, neighbour and link state inside.
     Inside,
     /// Alias, route, neighbour and link state on the host.
     Outside,
     /// Giving up the namespace and its interfaces.
     Retire,
-    /// Connection-tracking entries of the last tenant.
+    /// Connection-tracking entries of the last tenant, and their count.
     Flows,
 }
 
@@ -47,6 +49,7 @@ impl fmt::Display for Step {
             Step::Policy => "the policy's rows",
             Step::Judge => "the slot's row in the judge",
             Step::Attach => "attaching the judge",
+            Step::Shape => "the bandwidth limits",
             Step::Inside => "the namespace's interfaces",
             Step::Outside => "the host's interface",
             Step::Retire => "giving up the namespace",
@@ -110,6 +113,9 @@ pub enum NetError {
     /// An MTU IPv4 or Ethernet has no use for.
     #[error("MTU {0} is outside 576 to 65535")]
     Mtu(u32),
+    /// A limit that cannot be kept, by its key in the configuration.
+    #[error("limit `{0}` is {1}, which is zero or more than can be kept; see docs/configuration.md")]
+    Limit(&'static str, u32),
     /// A slot could not be made. Everything done before has been undone, but for `left`.
     #[error("cannot make the slot of `{vm_name}` ({block}){}", Left(.left))]
     Create {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::engine::{Engine, EngineConfig};
 use crate::error::NetError;
 use crate::kernel::fake::{Fake, State};
+use crate::limits::Limits;
 use crate::plan::{Block, Range};
 use crate::policy::{CompiledPolicy, PolicySpec, compile};
 use crate::scope::Scope;
@@ -30,7 +31,14 @@ fn open(kernel: &Arc<Fake>) -> Result<Engine, NetError> {
 }
 
 fn spec<'a>(i: u32, policy: &'a CompiledPolicy) -> SlotSpec<'a> {
-    SlotSpec { block: block(i), vm_name: "agents-1", mtu: 1500, policy, tap_owner: (1, 1) }
+    SlotSpec {
+        block: block(i),
+        vm_name: "agents-1",
+        mtu: 1500,
+        policy,
+        tap_owner: (1, 1),
+        limits: Limits { mbit_up: Some(10), mbit_down: Some(100), ..Limits::default() },
+    }
 }
 
 /// What remains of the maps is nobody's business once the engine is gone: they go with it.

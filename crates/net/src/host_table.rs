@@ -4,9 +4,13 @@
 //! inside each VM's namespace; this table is reachability, flow state, and a second, independent
 //! guard.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::nft::{Base, Batch, Chain, Command, Contents, Element, Hook, Key, Policy, Rule, Set, Table};
+use crate::limits::Limits;
+use crate::nft::{
+    Base, Batch, Chain, ChainName, Command, Contents, Element, Hook, Key, Policy, Rule, Set, State, Table,
+    Verdict,
+};
 use crate::plan::{Block, Range};
 
 /// `iface . ipv4` of every slot.
@@ -18,15 +22,17 @@ const ALL_LINKS: &str = "all_links";
 
 /// Interfaces on which this daemon switched forwarding on.
 pub(crate) const OPENED: &str = "opened";
-/// Live flows by slot.
+/// Live flows by slot. Rules put its elements in, and the kernel takes empty ones out.
 const FLOWS: &str = "flows";
+/// How many flows a slot may begin, and the chain that knows how many it may have.
+const NEW_FLOWS: &str = "new_flows";
+/// How many a slot was refused.
+pub(crate) const REFUSED_FLOWS: &str = "refused_flows";
 
 /// Indexes of slot interfaces: 29 bits below this prefix (`plan`).
 const FIRST_LINK: u32 = 0x4000_0000;
 const LAST_LINK: u32 = 0x5fff_ffff;
-/// Flows one slot may have at a time. 256 slots stay below the usual size of the host's table.
-const FLOWS_PER_SLOT: u32 = 4096;
-/// Slots that can have live flows at a time.
+/// Slots that can have live flows at a time: as many as the judge's maps hold.
 const FLOW_OWNERS: u32 = 65_536;
 
 const RAW: i32 = -300;
@@ -36,8 +42,7 @@ const SRCNAT: i32 = 100;
 /// What the sets hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SetContents {
-    pub(crate) slots: BTreeSet<Block>,
-
+    pub(crate) slots: BTreeMap<Block, Limits>,
     pub(crate) opened: BTreeSet<u32>,
 }
 
@@ -48,7 +53,11 @@ pub(crate) fn render(table: &Table, ranges: &[Range], contents: &SetContents) ->
     commands.extend(sets().map(|set| Command::AddSet(table.clone(), set)));
     commands.extend(chains().map(|chain| Command::AddChain(table.clone(), chain)));
     let rules = rules(ranges);
-    commands.extend(rules.into_iter().map(|(chain, rule)| Command::AddRule(table.clone(), chain, rule)));
+    let add = |(chain, rule): (&'static str, Rule)| Command::AddRule(table.clone(), chain.into(), rule);
+    commands.extend(rules.into_iter().map(add));
+    let mut distinct: BTreeSet<u32> = contents.slots.values().map(|limits| limits.flows).collect();
+    distinct.insert(Limits::default().flows);
+    commands.extend(distinct.into_iter().flat_map(|flows| flow_chain(table, flows)));
     let mut fill = |set, elements: Vec<Element>| {
         if !elements.is_empty() {
             commands.push(Command::AddElements(table.clone(), set, elements));
@@ -58,18 +67,65 @@ pub(crate) fn render(table: &Table, ranges: &[Range], contents: &SetContents) ->
     fill(ALL_LINKS, Element::interval(FIRST_LINK, LAST_LINK).collect());
 
     fill(OPENED, contents.opened.iter().map(|i| link(*i)).collect());
-    fill(SLOTS, contents.slots.iter().map(|b| slot(*b)).collect());
+    fill(NEW_FLOWS, contents.slots.iter().map(|(b, limits)| new_flows(*b, limits)).collect());
+    fill(REFUSED_FLOWS, contents.slots.keys().map(|b| guest(*b).with(State::Counter)).collect());
+    fill(SLOTS, contents.slots.keys().map(|b| slot(*b)).collect());
     batch
 }
 
-/// Lets a slot's packets past the guard.
-pub(crate) fn admit(table: &Table, block: Block) -> Batch {
-    Batch(vec![Command::AddElements(table.clone(), SLOTS, vec![slot(block)])])
+/// Lets a slot's packets past the guard, and its flows begin.
+pub(crate) fn admit(table: &Table, block: Block, limits: &Limits) -> Batch {
+    let add = |set, element| Command::AddElements(table.clone(), set, vec![element]);
+    let mut commands = flow_chain(table, limits.flows);
+    commands.extend([
+        add(NEW_FLOWS, new_flows(block, limits)),
+        add(REFUSED_FLOWS, guest(block).with(State::Counter)),
+        add(SLOTS, slot(block)),
+    ]);
+    Batch(commands)
 }
 
 /// Takes that back.
 pub(crate) fn expel(table: &Table, block: Block) -> Batch {
-    Batch(vec![Command::DeleteElements(table.clone(), SLOTS, vec![slot(block)])])
+    let delete = |set, element| Command::DeleteElements(table.clone(), set, vec![element]);
+    Batch(vec![
+        delete(SLOTS, slot(block)),
+        delete(NEW_FLOWS, guest(block)),
+        delete(REFUSED_FLOWS, guest(block)),
+    ])
+}
+
+/// Forgets how many flows a slot has; it may be that the kernel did already.
+pub(crate) fn forget_flows(table: &Table, block: Block) -> Batch {
+    Batch(vec![Command::DeleteElements(table.clone(), FLOWS, vec![guest(block)])])
+}
+
+/// The chain for slots that may have `flows` flows, made anew. There is one for each number that
+/// slots have or had, since the kernel's counting expression holds the number; the counts themselves
+/// are in [`FLOWS`].
+fn flow_chain(table: &Table, flows: u32) -> Vec<Command> {
+    let name = flow_chain_name(flows);
+    let rule = Rule::new().flows_over(FLOWS, flows).goto("too_many");
+    vec![
+        Command::AddChain(table.clone(), Chain { name, base: None }),
+        Command::FlushChain(table.clone(), name),
+        Command::AddRule(table.clone(), name, rule),
+    ]
+}
+
+fn flow_chain_name(flows: u32) -> ChainName {
+    ChainName("flows", Some(flows))
+}
+
+/// Beyond the rate the lookup finds nothing, and the packet is refused by what follows.
+fn new_flows(block: Block, limits: &Limits) -> Element {
+    let limit = State::Limit { per_second: u64::from(limits.new_flows_per_s), burst: limits.burst() };
+    guest(block).with(limit).leading_to(Verdict::Goto(flow_chain_name(limits.flows)))
+}
+
+/// A key of the sets by address.
+pub(crate) fn guest(block: Block) -> Element {
+    Element::value(&block.guest().octets())
 }
 
 /// Replaces the interfaces that forward for slots only.
@@ -96,18 +152,22 @@ fn sets() -> impl Iterator<Item = Set> {
         set(ALL_LINKS, Key::Interface, Contents::Intervals),
         set(OPENED, Key::Interface, Contents::Values),
         set(FLOWS, Key::Address, Contents::Dynamic(FLOW_OWNERS)),
+        set(NEW_FLOWS, Key::Address, Contents::Verdicts(FLOW_OWNERS)),
+        set(REFUSED_FLOWS, Key::Address, Contents::Dynamic(FLOW_OWNERS)),
     ]
     .into_iter()
 }
 
 fn chains() -> impl Iterator<Item = Chain> {
     let base = |name, hook, priority, nat| Chain {
-        name,
+        name: ChainName(name, None),
         base: Some(Base { nat, hook, priority, policy: Policy::Accept }),
     };
-    let plain = |name| Chain { name, base: None };
+    let plain = |name| Chain { name: ChainName(name, None), base: None };
     [
         plain("refuse"),
+        plain("too_many"),
+        plain("new_flow"),
         plain("guard"),
         plain("from_slot"),
         plain("to_slot"),
@@ -124,6 +184,12 @@ fn chains() -> impl Iterator<Item = Chain> {
 fn rules(ranges: &[Range]) -> Vec<(&'static str, Rule)> {
     let r = Rule::new;
     let mut rules = vec![
+        // Leads to the slot's own limit of live flows, and from there back to where it came from.
+        // The rate comes first: to count the live ones takes longer the more there are.
+        ("new_flow", r().source_verdict(NEW_FLOWS)),
+        ("new_flow", r().goto("too_many")),
+        ("too_many", r().source_in(REFUSED_FLOWS).goto("refuse")),
+        ("too_many", r().goto("refuse")),
         ("refuse", r().tcp().counter().reset()),
         ("refuse", r().counter().prohibit()),
         // From a slot, before connection tracking, address translation and routing: so published
@@ -149,7 +215,7 @@ fn rules(ranges: &[Range]) -> Vec<(&'static str, Rule)> {
         // Somebody's translation leads elsewhere than what was judged.
         ("from_slot", r().ct_dnat().goto("refuse")),
         // Before the flow is confirmed, so one guest cannot fill the host's table.
-        ("from_slot", r().ct_new().flows_over(FLOWS, FLOWS_PER_SLOT).goto("refuse")),
+        ("from_slot", r().ct_begins().jump("new_flow")),
         ("from_slot", r().clamp_mss()),
         ("from_slot", r().accept()),
         ("to_slot", r().ipv6().counter().drop()),

@@ -16,7 +16,7 @@ pub(crate) const MARK_SERVICE: u32 = 0x454e_0001;
 /// In the map of hosts: no `allow` opens it.
 pub(crate) const NEVER: u32 = 255;
 /// How many counters `judge.c` keeps for a slot.
-pub(crate) const COUNTERS: usize = 12;
+pub(crate) const COUNTERS: usize = 13;
 
 /// Names one policy in the maps. Never reused while a slot refers to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,16 +30,30 @@ pub(crate) struct SlotEntry {
     pub(crate) policy: PolicyId,
     pub(crate) guest_mac: MacAddr,
     pub(crate) gateway_mac: MacAddr,
+    /// What the guest sends is kept to a rate, outside the judge.
+    pub(crate) shaped: bool,
+    /// No fragment from the guest before: nanoseconds of `CLOCK_MONOTONIC`. Only the first entry of
+    /// a slot says so.
+    pub(crate) fragments_from: u64,
+}
+
+/// What of a slot's entry stays as it is while the slot lives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) shaped: bool,
+    pub(crate) fragments_from: u64,
 }
 
 impl SlotEntry {
-    pub(crate) fn new(block: Block, policy: PolicyId) -> SlotEntry {
+    pub(crate) fn new(block: Block, policy: PolicyId, terms: Terms) -> SlotEntry {
         SlotEntry {
             guest: block.guest(),
             gateway: block.gateway(),
             policy,
             guest_mac: block.guest_mac(),
             gateway_mac: block.host_mac(),
+            shaped: terms.shaped,
+            fragments_from: terms.fragments_from,
         }
     }
 }
@@ -145,6 +159,11 @@ pub struct SlotStats {
     pub in_malformed: u64,
     /// ICMP errors to the guest beyond the limit, dropped.
     pub in_limited: u64,
+    /// Fragments from the guest beyond what the host may hold of one, refused and answered.
+    pub out_limited: u64,
+    /// Flows the guest was refused because it began too many a second or had too many at a time.
+    /// The host's table counts them, the judge had allowed the packet.
+    pub flows_refused: u64,
 }
 
 impl From<Counters> for SlotStats {
@@ -162,6 +181,7 @@ impl From<Counters> for SlotStats {
             in_unsolicited,
             in_malformed,
             in_limited,
+            out_limited,
         ] = counters.0;
         SlotStats {
             out_allowed,
@@ -176,6 +196,8 @@ impl From<Counters> for SlotStats {
             in_unsolicited,
             in_malformed,
             in_limited,
+            out_limited,
+            flows_refused: 0,
         }
     }
 }

@@ -14,6 +14,7 @@ mod faults;
 mod host_table;
 mod judge;
 mod kernel;
+mod limits;
 mod netlink;
 mod nft;
 pub mod plan;
@@ -29,6 +30,7 @@ pub use error::{NetError, Step, StepError};
 pub use judge::SlotStats;
 pub use kernel::KernelError;
 pub use kernel::monitor::{Change, Monitor};
+pub use limits::Limits;
 pub use scope::{Scope, ScopeError};
 pub use slot::{Slot, SlotSpec};
 

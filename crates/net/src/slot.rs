@@ -1,7 +1,7 @@
 //! One slot: made step by step, undone in reverse by the same code that takes it away.
 //!
 //! ```text
-//!  admit → namespace → tap → veth → refusals → policy → judge → attach → inside → outside
+//!  admit → namespace → tap → veth → refusals → policy → judge → attach → shape → inside → outside
 //!    └ rules before links                        └ judged before anything is up
 //! ```
 //!
@@ -18,9 +18,11 @@ use ipnet::Ipv4Net;
 
 use crate::error::{NetError, Step, StepError};
 use crate::host_table;
-use crate::judge::{PolicyId, SlotEntry};
+use crate::judge::{PolicyId, SlotEntry, Terms};
 use crate::kernel::{Answer, Kernel, Netns, Place, Program, TapSpec};
+use crate::limits::Limits;
 use crate::netlink::route::{Change, LinkSettings, Veth};
+use crate::netlink::shape::Shape;
 use crate::nft::Table;
 use crate::plan::Block;
 use crate::policies::Policies;
@@ -44,6 +46,8 @@ pub struct SlotSpec<'a> {
     pub policy: &'a CompiledPolicy,
     /// User and group that may open the tap: the VMM's.
     pub tap_owner: (u32, u32),
+    /// What it may use of what all slots share.
+    pub limits: Limits,
 }
 
 /// A slot in force. Dropping it gives up its namespace but leaves the host's rows behind:
@@ -53,6 +57,7 @@ pub struct Slot {
     netns: Netns,
     kernel: Arc<dyn Kernel>,
     policy: Mutex<PolicyId>,
+    terms: Terms,
 }
 
 impl fmt::Debug for Slot {
@@ -86,6 +91,10 @@ impl Slot {
 
     pub(crate) fn policy(&self) -> std::sync::MutexGuard<'_, PolicyId> {
         self.policy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn terms(&self) -> Terms {
+        self.terms
     }
 
     pub(crate) fn into_parts(self) -> Parts {
@@ -136,24 +145,25 @@ impl Builder<'_> {
     /// Makes a slot, or nothing.
     pub(crate) fn create(&self, spec: &SlotSpec<'_>) -> Result<Slot, (StepError, Option<Box<Unfinished>>)> {
         let mut parts = Parts::default();
-        let (netns, policy) = match self.build(spec, &mut parts) {
+        let (netns, entry) = match self.build(spec, &mut parts) {
             Ok(made) => made,
             Err(error) => return Err((error, self.take_away(spec.block, parts).err())),
         };
         let kernel = Arc::clone(self.kernel);
-        Ok(Slot { block: spec.block, netns, kernel, policy: Mutex::new(policy) })
+        let terms = Terms { shaped: entry.shaped, fragments_from: entry.fragments_from };
+        Ok(Slot { block: spec.block, netns, kernel, policy: Mutex::new(entry.policy), terms })
     }
 
-    fn build(&self, spec: &SlotSpec<'_>, parts: &mut Parts) -> Result<(Netns, PolicyId), StepError> {
+    fn build(&self, spec: &SlotSpec<'_>, parts: &mut Parts) -> Result<(Netns, SlotEntry), StepError> {
         let kernel = &**self.kernel;
         let block = spec.block;
-        let admit = host_table::admit(self.table, block);
+        let admit = host_table::admit(self.table, block, &spec.limits);
         at(Step::Admit, kernel.apply(Place::Host, &admit))?;
         parts.admitted = true;
 
         let mut netns = at(Step::Namespace, kernel.new_netns())?;
         match self.furnish(spec, parts, &mut netns) {
-            Ok(policy) => Ok((netns, policy)),
+            Ok(entry) => Ok((netns, entry)),
             Err(error) => {
                 parts.netns = Some(netns);
                 Err(error)
@@ -166,7 +176,7 @@ impl Builder<'_> {
         spec: &SlotSpec<'_>,
         parts: &mut Parts,
         netns: &mut Netns,
-    ) -> Result<PolicyId, StepError> {
+    ) -> Result<SlotEntry, StepError> {
         let kernel = &**self.kernel;
         let block = spec.block;
         at(Step::Tap, kernel.create_tap(netns, &tap(spec)))?;
@@ -178,7 +188,10 @@ impl Builder<'_> {
         let policy = self.lock().acquire(kernel, spec.policy);
         let policy = at(Step::Policy, policy)?;
         parts.policy = Some(policy);
-        let entry = SlotEntry::new(block, policy);
+        // What the last tenant left half sent must not become part of what this one sends.
+        let fragments_from = at(Step::Judge, kernel.fragments_gone_by())?;
+        let terms = Terms { shaped: spec.limits.mbit_up.is_some(), fragments_from };
+        let entry = SlotEntry::new(block, policy, terms);
         at(Step::Judge, kernel.set_slot(block.id(), &entry))?;
         parts.judged = true;
 
@@ -189,6 +202,9 @@ impl Builder<'_> {
             at(Step::Attach, kernel.change(Place::Inside(netns), &clsact))?;
             at(Step::Attach, kernel.attach(netns, index, program))?;
         }
+        for change in shapes(spec) {
+            at(Step::Shape, kernel.change(Place::Inside(netns), &change))?;
+        }
         for change in inside(block) {
             at(Step::Inside, kernel.change(Place::Inside(netns), &change))?;
         }
@@ -196,7 +212,7 @@ impl Builder<'_> {
             at(Step::Outside, kernel.change(Place::Host, &change))?;
         }
         kernel.seal(netns);
-        Ok(policy)
+        Ok(entry)
     }
 
     /// Takes away what there is, in the order that cuts the guest off first. Goes on after an
@@ -225,7 +241,10 @@ impl Builder<'_> {
             parts.admitted = !done(Step::Admit, absent_is_fine(kernel.apply(Place::Host, &expel)));
         }
         if parts.flows {
-            parts.flows = !done(Step::Flows, kernel.forget_flows(block.guest()));
+            let forgotten = kernel.forget_flows(block.guest());
+            let count = host_table::forget_flows(self.table, block);
+            let forgotten = forgotten.and_then(|()| absent_is_fine(kernel.apply(Place::Host, &count)));
+            parts.flows = !done(Step::Flows, forgotten);
         }
         if let Some(policy) = parts.policy.take() {
             // Rows that could not be removed are nobody's: their number is not used again soon, and
@@ -268,6 +287,16 @@ fn veth(spec: &SlotSpec<'_>, scope: Scope) -> Veth {
         peer_name: PEER,
         peer_index: spec.block.peer_ifindex(),
     }
+}
+
+/// Where a direction has a limit, a token bucket where its packets leave the namespace: by the tap
+/// to the guest, by the veth's end from it. Without one there is no queue and the judge takes the
+/// short way.
+fn shapes(spec: &SlotSpec<'_>) -> impl Iterator<Item = Change> {
+    let Limits { mbit_up, mbit_down, .. } = spec.limits;
+    let mtu = spec.mtu;
+    let on = move |index, mbit: Option<u32>| mbit.map(|mbit| Change::Shape(index, Shape::new(mbit, mtu)));
+    [on(spec.block.tap_ifindex(), mbit_down), on(spec.block.peer_ifindex(), mbit_up)].into_iter().flatten()
 }
 
 /// Inside: nothing is routed (a new namespace inherits the host's `ip_forward`), no IPv6 address,

@@ -7,7 +7,7 @@
 //! tracking and none of the namespace's ICMP limits, and no packet of the guest gets further.
 
 use crate::judge::MARK_SERVICE;
-use crate::nft::{Base, Batch, Chain, Command, Family, Hook, Policy, Rule, Table};
+use crate::nft::{Base, Batch, Chain, ChainName, Command, Family, Hook, Policy, Rule, Table};
 
 /// The tap's name inside.
 pub(crate) const TAP: &str = "tap0";
@@ -27,10 +27,12 @@ const ANSWERS_AT_ONCE: u32 = 500;
 pub(crate) fn render() -> Batch {
     let netdev = table(Family::Netdev);
     let inet = table(Family::Inet);
-    let chain =
-        |name, hook, policy| Chain { name, base: Some(Base { nat: false, hook, priority: 0, policy }) };
-    let refuse = |rule| Command::AddRule(netdev.clone(), "refuse", rule);
-    let rule = |chain, rule| Command::AddRule(inet.clone(), chain, rule);
+    let chain = |name, hook, policy| Chain {
+        name: ChainName(name, None),
+        base: Some(Base { nat: false, hook, priority: 0, policy }),
+    };
+    let refuse = |rule| Command::AddRule(netdev.clone(), "refuse".into(), rule);
+    let rule = |chain: &'static str, rule| Command::AddRule(inet.clone(), chain.into(), rule);
     Batch(vec![
         Command::AddTable(netdev.clone()),
         Command::AddChain(netdev.clone(), chain("refuse", Hook::Ingress(TAP), Policy::Drop)),

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use enisle_net::policy::{PolicySpec, compile};
-use enisle_net::{Engine, EngineConfig, SlotSpec};
+use enisle_net::{Engine, EngineConfig, Limits, SlotSpec};
 use enisle_testkit::{Netns, World};
 
 fn config() -> EngineConfig {
@@ -89,7 +89,14 @@ fn slots_a_survivor_holds_are_reclaimed() {
     assert_eq!(ours(&world.host), 0);
     let policy = compile(&PolicySpec::default()).unwrap();
     let block = config().ranges[0].block(0).unwrap();
-    let spec = SlotSpec { block, vm_name: "next", mtu: 1500, policy: &policy, tap_owner: (0, 0) };
+    let spec = SlotSpec {
+        block,
+        vm_name: "next",
+        mtu: 1500,
+        policy: &policy,
+        tap_owner: (0, 0),
+        limits: Limits::default(),
+    };
     let slot = engine.create(&spec).unwrap();
     engine.remove(slot).unwrap();
     engine.close().unwrap();

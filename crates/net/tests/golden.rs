@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use enisle_net::policy::{PolicySpec, compile};
-use enisle_net::{Engine, EngineConfig, SlotSpec};
+use enisle_net::{Engine, EngineConfig, Limits, SlotSpec};
 use enisle_testkit::{Netns, World};
 
 fn compare(name: &str, text: &str) {
@@ -32,7 +32,15 @@ fn the_rulesets_are_golden_and_parse() {
     let policy = compile(&PolicySpec::default()).unwrap();
     let slots: Vec<_> = blocks
         .into_iter()
-        .map(|block| SlotSpec { block, vm_name: "agents-1", mtu: 1500, policy: &policy, tap_owner: (0, 0) })
+        .zip([Limits::default(), Limits { flows: 100, new_flows_per_s: 7, ..Limits::default() }])
+        .map(|(block, limits)| SlotSpec {
+            block,
+            vm_name: "agents-1",
+            mtu: 1500,
+            policy: &policy,
+            tap_owner: (0, 0),
+            limits,
+        })
         .map(|spec| engine.create(&spec).unwrap())
         .collect();
 

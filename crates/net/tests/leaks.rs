@@ -6,7 +6,7 @@ use std::fs;
 
 use enisle_net::plan::Range;
 use enisle_net::policy::{PolicySpec, compile};
-use enisle_net::{Engine, EngineConfig, SlotSpec};
+use enisle_net::{Engine, EngineConfig, Limits, SlotSpec};
 use enisle_testkit::World;
 
 /// Descriptors of this process by kind.
@@ -28,7 +28,14 @@ fn descriptors_go_with_slots_and_engine() {
     let config = EngineConfig { scope: "00000001".parse().unwrap(), ranges: vec![range] };
     let engine = world.host.run(|| Engine::open(config)).unwrap();
     let policy = compile(&PolicySpec::default()).unwrap();
-    let spec = |block| SlotSpec { block, vm_name: "x", mtu: 1500, policy: &policy, tap_owner: (0, 0) };
+    let spec = |block| SlotSpec {
+        block,
+        vm_name: "x",
+        mtu: 1500,
+        policy: &policy,
+        tap_owner: (0, 0),
+        limits: Limits::default(),
+    };
     // The first removal opens a subscription that is kept for the next ones.
     engine.remove(engine.create(&spec(range.block(0).unwrap())).unwrap()).unwrap();
     let open = descriptors();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::{CompiledPolicy, PolicySpec, compile};
-use enisle_net::{Engine, EngineConfig, NetError, Scope, Slot, SlotSpec, Step};
+use enisle_net::{Engine, EngineConfig, Limits, NetError, Scope, Slot, SlotSpec, Step};
 use enisle_testkit::listing::{self, Listing};
 use enisle_testkit::probe::Kind;
 use enisle_testkit::tap::{Ident, TapGuest};
@@ -35,7 +35,14 @@ fn policy(allow: &[&str]) -> CompiledPolicy {
 }
 
 fn spec<'a>(i: u32, policy: &'a CompiledPolicy) -> SlotSpec<'a> {
-    SlotSpec { block: block(i), vm_name: "agents-1", mtu: 1500, policy, tap_owner: (0, 0) }
+    SlotSpec {
+        block: block(i),
+        vm_name: "agents-1",
+        mtu: 1500,
+        policy,
+        tap_owner: (0, 0),
+        limits: Limits::default(),
+    }
 }
 
 fn guest(slot: &Slot) -> TapGuest {

@@ -5,11 +5,12 @@
 
 use std::collections::HashMap;
 
+use enisle_net::Limits;
 use enisle_net::plan::Range;
 use enisle_net::policy::{self, CompileError, Origin, PolicySpec};
 use ipnet::Ipv4Net;
 
-use super::file::{ConfigKeys, FileKeys, GroupKeys, NetworkKeys};
+use super::file::{ConfigKeys, FileKeys, GroupKeys, LimitKeys, NetworkKeys};
 use super::read::{List, Located, nearest};
 use super::report::{Problem, Report, Span};
 use super::source::{Place, Source};
@@ -265,7 +266,17 @@ fn resolve_group(group: &GroupKeys, image: &str, daemon_keys: &[SshKey], source:
             drop_at: places(&network.drop, source),
             allow_at: places(&network.allow, source),
             dns: network.dns.as_ref()?.value.0.iter().map(|dns| dns.value.0).collect(),
+            limits: limits_of(&network.limits.as_ref()?.value)?,
         },
+    })
+}
+
+fn limits_of(keys: &LimitKeys) -> Option<Limits> {
+    Some(Limits {
+        flows: keys.flows.as_ref()?.value.0,
+        new_flows_per_s: keys.new_flows_per_s.as_ref()?.value.0,
+        mbit_up: keys.mbit_up.as_ref().map(|rate| rate.value.0),
+        mbit_down: keys.mbit_down.as_ref().map(|rate| rate.value.0),
     })
 }
 

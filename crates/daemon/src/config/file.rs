@@ -4,6 +4,7 @@
 //! Owns: names, types, defaults and words of the keys. Refuses: rules between keys
 //! ([`super::check`]).
 
+use enisle_net::Limits;
 use enisle_net::policy::MAX_RULES;
 
 use super::read::{List, keys};
@@ -92,5 +93,21 @@ keys! {
         default([]) allow: List<RuleText, MAX_RULES>,
         /// Name servers, instead of the host's.
         default([]) dns: List<Address, 3>,
+        /// The most that each microVM may use of what all share.
+        default({}) limits: LimitKeys,
+    }
+}
+
+keys! {
+    /// What one microVM may use of the host's connection tracking and bandwidth.
+    pub(super) struct LimitKeys ("`limits`") {
+        /// Flows at a time: TCP connections, pairs of UDP ports, pings.
+        default(4096) flows: Whole<1, { Limits::MAX_FLOWS }>,
+        /// Flows begun in a second; twice as many at once after a quiet time.
+        default(500) new_flows_per_s: Whole<1, { Limits::MAX_NEW_FLOWS_PER_S }>,
+        /// Megabits a second from each microVM; no limit without it.
+        optional mbit_up: Whole<1, { Limits::MAX_MBIT }>,
+        /// Megabits a second to each microVM; no limit without it.
+        optional mbit_down: Whole<1, { Limits::MAX_MBIT }>,
     }
 }

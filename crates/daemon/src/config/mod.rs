@@ -20,6 +20,7 @@ mod values;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use enisle_net::Limits;
 use enisle_net::plan::Range;
 use enisle_net::policy::PolicySpec;
 use ipnet::Ipv4Net;
@@ -106,6 +107,8 @@ pub struct Network {
     pub allow_at: Vec<Place>,
     /// Name servers, at most 3; empty means the host's.
     pub dns: Vec<Ipv4Addr>,
+    /// What each VM may use of what all share.
+    pub limits: Limits,
 }
 
 /// A network that this host uses for something else.

@@ -356,6 +356,12 @@ fn written_as(default: &Json, span: Span) -> Node {
     let value = match default {
         Json::String(text) => Value::Scalar(Scalar::quoted(text)),
         Json::Array(items) => Value::List(items.iter().map(|item| written_as(item, span)).collect()),
+        Json::Object(entries) => Value::Map(
+            entries
+                .iter()
+                .map(|(key, value)| (written_as(&Json::String(key.clone()), span), written_as(value, span)))
+                .collect(),
+        ),
         other => Value::Scalar(Scalar::plain(&other.to_string())),
     };
     Node { span, value }

@@ -41,9 +41,11 @@ struct Slots {
 }
 
 impl Network {
-    /// Opens the engine in the network namespace of this process.
+    /// Opens the engine in the network namespace of this process. No VM of an earlier run lives, so
+    /// none keeps a flow: the first VMs get blocks that others had.
     pub(crate) fn open(scope: &str, ranges: Vec<Range>) -> Result<Self, NetworkError> {
         let engine = Engine::open(EngineConfig { scope: scope.parse::<Scope>()?, ranges })?;
+        engine.reclaim()?;
         Ok(Self { engine, slots: Mutex::default(), closed: Mutex::default() })
     }
 
@@ -62,6 +64,7 @@ impl Network {
             mtu: u32::from(MTU),
             policy: &plan.group.policy,
             tap_owner: (uid, uid),
+            limits: plan.group.config.network.limits,
         };
         let slot = self.engine.create(&spec).map_err(net)?;
         self.slots().live.insert(plan.block(), slot);

@@ -167,6 +167,14 @@ impl Kernel for Fake {
         Ok(sets.and_then(|sets| sets.get(set)).into_iter().flatten().cloned().collect())
     }
 
+    fn count(&self, _: &Table, _: &'static str, _: &Element) -> Answer<u64> {
+        self.call("count").map(|_| 0)
+    }
+
+    fn fragments_gone_by(&self) -> Answer<u64> {
+        self.call("fragments_gone_by").map(|_| 0)
+    }
+
     fn retire(&self, netns: Netns, outer: Option<u32>, _: Duration) -> Answer<()> {
         let called = self.call("retire").map(drop);
         let mut state = lock(&self.state);
@@ -197,6 +205,10 @@ impl Kernel for Fake {
 
     fn forget_flows(&self, _: Ipv4Addr) -> Answer<()> {
         self.call("forget_flows").map(drop)
+    }
+
+    fn forget_strangers(&self, _: &[Ipv4Net], _: &BTreeSet<Ipv4Addr>) -> Answer<()> {
+        self.call("forget_strangers").map(drop)
     }
 
     fn lease(&self, _: &Range) -> Answer<Result<Lease, Range>> {
@@ -271,7 +283,9 @@ fn run(
         Command::DeleteElements(t, set, elements) => {
             let set = tables.get_mut(t).and_then(|sets| sets.get_mut(set)).ok_or_else(absent)?;
             for element in elements {
-                if !set.remove(element) {
+                let before = set.len();
+                set.retain(|e| !e.is(element));
+                if set.len() == before {
                     return Err(absent());
                 }
             }
@@ -279,7 +293,7 @@ fn run(
         Command::FlushSet(t, set) => {
             tables.get_mut(t).and_then(|sets| sets.get_mut(set)).ok_or_else(absent)?.clear();
         }
-        Command::AddChain(t, _) | Command::AddRule(t, ..) => {
+        Command::AddChain(t, _) | Command::FlushChain(t, _) | Command::AddRule(t, ..) => {
             tables.get(t).ok_or_else(absent)?;
         }
     }

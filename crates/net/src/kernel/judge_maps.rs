@@ -23,7 +23,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ju
 
 /// `struct counters`: the counters and the two words of the limit.
 type CountersValue = [u64; COUNTERS + 2];
-type SlotMap = HashMap<MapData, u32, [u8; 24]>;
+/// `struct fragments`; all but its first word is the judge's own.
+const FRAGMENTS: usize = 48;
+type SlotMap = HashMap<MapData, u32, [u8; 28]>;
+type FragmentMap = HashMap<MapData, u32, [u8; FRAGMENTS]>;
 type CounterMap = PerCpuHashMap<MapData, u32, CountersValue>;
 type AddressMap = LpmTrie<MapData, [u8; 8], [u8; 12]>;
 type HostMap = LpmTrie<MapData, [u8; 4], u32>;
@@ -39,6 +42,7 @@ pub(super) struct Judge {
     programs: Ebpf,
     slots: Mutex<SlotMap>,
     counters: Mutex<CounterMap>,
+    fragments: Mutex<FragmentMap>,
     addresses: Mutex<AddressMap>,
     ports: Mutex<PortMap>,
     hosts: Mutex<HostMap>,
@@ -66,6 +70,7 @@ impl Judge {
         Ok(Judge {
             slots: Mutex::new(take(&mut programs, "slots")?),
             counters: Mutex::new(take(&mut programs, "counters")?),
+            fragments: Mutex::new(take(&mut programs, "fragments")?),
             addresses: Mutex::new(take(&mut programs, "addresses")?),
             ports: Mutex::new(take(&mut programs, "ports")?),
             hosts: Mutex::new(take(&mut programs, "hosts")?),
@@ -87,11 +92,19 @@ impl Judge {
             let zero = PerCpuValues::try_from(vec![[0; COUNTERS + 2]; cpus])
                 .map_err(|e| KernelError::new("counters of a slot", e))?;
             map_answer("counters of a slot", counters.insert(id, zero, 0))?;
+            let mut budget = [0; FRAGMENTS];
+            budget[0..8].copy_from_slice(&slot.fragments_from.to_ne_bytes());
+            let done = lock(&self.fragments).insert(id, budget, 0);
+            if done.is_err() {
+                let _ = counters.remove(&id);
+            }
+            map_answer("fragments of a slot", done)?;
         }
         let done = lock(&self.slots).insert(id, slot_bytes(slot), 0);
         if done.is_err() {
-            // Never in the way of the error: the row is removed with the slot in any case.
+            // Never in the way of the error: the rows are removed with the slot in any case.
             let _ = counters.remove(&id);
+            let _ = lock(&self.fragments).remove(&id);
         }
         map_answer("entry of a slot", done)
     }
@@ -99,7 +112,8 @@ impl Judge {
     pub(super) fn remove_slot(&self, id: u32) -> Answer<()> {
         let slot = absent_is_fine("entry of a slot", lock(&self.slots).remove(&id));
         let counters = absent_is_fine("counters of a slot", lock(&self.counters).remove(&id));
-        slot.and(counters)
+        let fragments = absent_is_fine("fragments of a slot", lock(&self.fragments).remove(&id));
+        slot.and(counters).and(fragments)
     }
 
     pub(super) fn counters(&self, id: u32) -> Answer<Counters> {
@@ -183,13 +197,14 @@ fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn slot_bytes(slot: &SlotEntry) -> [u8; 24] {
-    let mut bytes = [0; 24];
+fn slot_bytes(slot: &SlotEntry) -> [u8; 28] {
+    let mut bytes = [0; 28];
     bytes[0..4].copy_from_slice(&slot.guest.octets());
     bytes[4..8].copy_from_slice(&slot.gateway.octets());
     bytes[8..12].copy_from_slice(&slot.policy.0.to_ne_bytes());
     bytes[12..18].copy_from_slice(&slot.guest_mac.octets());
     bytes[18..24].copy_from_slice(&slot.gateway_mac.octets());
+    bytes[24..28].copy_from_slice(&u32::from(slot.shaped).to_ne_bytes());
     bytes
 }
 
@@ -226,16 +241,18 @@ fn port_key(policy: PolicyId, row: &PortRow) -> Key<[u8; 12]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::judge::Terms;
     use crate::plan::Block;
     use crate::policy::RuleId;
 
     #[test]
     fn layouts_are_those_of_judge_c() {
         let block = Block::from_guest("169.254.100.2".parse().unwrap());
-        let slot = slot_bytes(&SlotEntry::new(block, PolicyId(7)));
+        let slot = slot_bytes(&SlotEntry::new(block, PolicyId(7), Terms { shaped: true, fragments_from: 0 }));
         assert_eq!(slot[0..8], [169, 254, 100, 2, 169, 254, 100, 1]);
         assert_eq!(slot[8..12], 7u32.to_ne_bytes());
         assert_eq!(slot[12..18], block.guest_mac().octets());
+        assert_eq!(slot[24..28], 1u32.to_ne_bytes());
 
         let verdict = VerdictValue { rule: RuleId(3), table: 2, allow: true, fragments: false, opens: 24 };
         assert_eq!(verdict_bytes(&verdict)[8..], [1, 0, 24, 0]);

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
+use super::fragments::{self, Waiting};
 use super::judge_maps::Judge;
 use super::netlink_socket::{LinkWatch, NetlinkSocket};
 use super::netns::{Inside, lock};
@@ -35,6 +36,7 @@ pub(crate) struct Linux {
     departed: Mutex<BTreeSet<Ipv4Addr>>,
     /// Subscriptions that are not in use, at most as many as namespaces may go at a time.
     watches: Mutex<Vec<LinkWatch>>,
+    waiting: Waiting,
     judge: Judge,
 }
 
@@ -51,6 +53,7 @@ impl Linux {
             flows: Mutex::new(open(NETLINK_NETFILTER, "opening a ctnetlink socket")?),
             departed: Mutex::default(),
             watches: Mutex::default(),
+            waiting: Waiting::open().map_err(|e| KernelError::new("opening /proc/net/sockstat", e))?,
             judge: Judge::load()?,
         })
     }
@@ -106,11 +109,11 @@ impl Linux {
     }
 }
 
-/// Deletes every flow one of `guests` started.
-fn forget(socket: &mut NetlinkSocket, guests: &BTreeSet<Ipv4Addr>) -> Answer<()> {
+/// Deletes every flow that one of those started. `only` is the one there is, where that is known.
+fn forget(socket: &mut NetlinkSocket, only: Option<Ipv4Addr>, of: impl Fn(Ipv4Addr) -> bool) -> Answer<()> {
     let what = "deleting connection-tracking entries";
     let mut flows = Vec::new();
-    socket.dump(what, conntrack::dump_request(guests), |m| flows.extend(conntrack::parse_flow(m, guests)))?;
+    socket.dump(what, conntrack::dump_request(only), |m| flows.extend(conntrack::parse_flow(m, &of)))?;
     for flow in flows {
         match socket.request(what, flow.delete_request()) {
             Err(e) if !e.is_absent() => return Err(e),
@@ -205,6 +208,26 @@ impl Kernel for Linux {
         }
     }
 
+    fn count(&self, table: &Table, set: &'static str, element: &Element) -> Answer<u64> {
+        let mut packets = 0;
+        let request = nft::element_request(table, set, &element.key);
+        let done = lock(&self.netfilter).dump(&format!("{table} set {set}"), request, |m| {
+            packets = nft::parse_count(m).unwrap_or(0);
+        });
+        match done {
+            Err(e) if e.is_absent() => Ok(0),
+            done => done.map(|()| packets),
+        }
+    }
+
+    fn fragments_gone_by(&self) -> Answer<u64> {
+        let failed = |e| KernelError::new("reading /proc/net/sockstat", e);
+        if self.waiting.none().map_err(failed)? {
+            return Ok(0);
+        }
+        self.in_host("reading net.ipv4.ipfrag_time", || Ok(fragments::gone_by()))
+    }
+
     fn retire(&self, netns: Netns, outer: Option<u32>, patience: Duration) -> Answer<()> {
         let Some(index) = outer else {
             return Ok(());
@@ -259,11 +282,17 @@ impl Kernel for Linux {
         if !guests.contains(&guest) {
             return Ok(());
         }
-        forget(&mut socket, &guests).inspect_err(|_| {
+        let only = guests.first().copied().filter(|_| guests.len() == 1);
+        forget(&mut socket, only, |source| guests.contains(&source)).inspect_err(|_| {
             // The others walk for themselves.
             guests.remove(&guest);
             lock(&self.departed).append(&mut guests);
         })
+    }
+
+    fn forget_strangers(&self, nets: &[Ipv4Net], live: &BTreeSet<Ipv4Addr>) -> Answer<()> {
+        let stranger = |source| nets.iter().any(|net| net.contains(&source)) && !live.contains(&source);
+        forget(&mut lock(&self.flows), None, stranger)
     }
 
     fn lease(&self, range: &Range) -> Answer<Result<Lease, Range>> {

@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 pub(crate) mod fake;
+mod fragments;
 mod judge_maps;
 mod linux;
 pub(crate) mod monitor;
@@ -13,6 +14,7 @@ pub(crate) mod netns;
 mod sock_diag;
 mod tap;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::Ipv4Addr;
@@ -123,6 +125,8 @@ pub(crate) trait Kernel: Send + Sync {
     fn apply(&self, place: Place<'_>, batch: &Batch) -> Answer<()>;
     /// The elements of a set in the host's namespace; none when the set or its table is missing.
     fn elements(&self, table: &Table, set: &'static str) -> Answer<Vec<Element>>;
+    /// Packets that the `counter` of a set's element has counted; 0 when it is not there.
+    fn count(&self, table: &Table, set: &'static str, element: &Element) -> Answer<u64>;
     /// Gives a namespace up and, where `outer` names the host's end of its veth, waits until that
     /// is gone; removes it itself when `patience` is over.
     fn retire(&self, netns: Netns, outer: Option<u32>, patience: Duration) -> Answer<()>;
@@ -133,6 +137,11 @@ pub(crate) trait Kernel: Send + Sync {
     fn routes(&self) -> Answer<Vec<Route>>;
     /// Deletes every connection-tracking entry that `guest` started.
     fn forget_flows(&self, guest: Ipv4Addr) -> Answer<()>;
+    /// The same for everybody in `nets` who is not among the `live`.
+    fn forget_strangers(&self, nets: &[Ipv4Net], live: &BTreeSet<Ipv4Addr>) -> Answer<()>;
+    /// When every fragment that now waits in the host for its rest is gone, in nanoseconds of
+    /// `CLOCK_MONOTONIC`; 0 when none waits.
+    fn fragments_gone_by(&self) -> Answer<u64>;
     fn lease(&self, range: &Range) -> Answer<Result<Lease, Range>>;
 
     fn set_slot(&self, id: u32, slot: &SlotEntry) -> Answer<()>;

@@ -1,9 +1,8 @@
 //! Connection tracking over ctnetlink (`nfnetlink_conntrack.h`): finding and deleting the flows of
-//! one guest.
+//! guests.
 //!
 //! Owns: the filter, reading a flow's original direction, deleting by it. Refuses: sockets.
 
-use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::{Message, Received, attribute, flags};
@@ -30,11 +29,11 @@ pub(crate) struct Flow {
     id: Option<Vec<u8>>,
 }
 
-/// All flows that one of `guests` started, and maybe others. For one guest the kernel picks them
-/// by their source (since 5.8).
-pub(crate) fn dump_request(guests: &BTreeSet<Ipv4Addr>) -> Message {
+/// All flows that `guest` started, and maybe others; the kernel picks them by their source (since
+/// 5.8). Without a guest, all there are.
+pub(crate) fn dump_request(guest: Option<Ipv4Addr>) -> Message {
     let mut m = Message::new(CT_GET, flags::DUMP).put(&[AF_INET, 0, 0, 0]);
-    if let (Some(guest), 1) = (guests.first(), guests.len()) {
+    if let Some(guest) = guest {
         m.nest(CTA_TUPLE_ORIG, |m| {
             m.nest(CTA_TUPLE_IP, |m| {
                 m.attr(CTA_IP_V4_SRC, &guest.octets());
@@ -47,8 +46,8 @@ pub(crate) fn dump_request(guests: &BTreeSet<Ipv4Addr>) -> Message {
     m
 }
 
-/// The flow in a message, when it is one of the guests'.
-pub(crate) fn parse_flow(m: &Received<'_>, guests: &BTreeSet<Ipv4Addr>) -> Option<Flow> {
+/// The flow in a message, when who started it is one of those.
+pub(crate) fn parse_flow(m: &Received<'_>, of: impl Fn(Ipv4Addr) -> bool) -> Option<Flow> {
     if m.kind != CT_NEW {
         return None;
     }
@@ -56,7 +55,7 @@ pub(crate) fn parse_flow(m: &Received<'_>, guests: &BTreeSet<Ipv4Addr>) -> Optio
     let original = attribute(attrs, CTA_TUPLE_ORIG)?;
     let source = attribute(attribute(original, CTA_TUPLE_IP)?, CTA_IP_V4_SRC)?;
     let source = Ipv4Addr::from(<[u8; 4]>::try_from(source).ok()?);
-    guests.contains(&source).then(|| Flow {
+    of(source).then(|| Flow {
         original: original.to_vec(),
         zone: attribute(attrs, CTA_ZONE).map(<[u8]>::to_vec),
         id: attribute(attrs, CTA_ID).map(<[u8]>::to_vec),

@@ -7,6 +7,7 @@
 
 pub(crate) mod conntrack;
 pub(crate) mod route;
+pub(crate) mod shape;
 
 /// `NLM_F_*` of `netlink.h`.
 pub(crate) mod flags {

@@ -8,6 +8,7 @@ use std::os::fd::RawFd;
 
 use ipnet::Ipv4Net;
 
+use super::shape::Shape;
 use super::{Message, Received, attribute, flags, u32_at};
 use crate::plan::MacAddr;
 
@@ -100,6 +101,7 @@ pub(crate) enum Change {
     HostRoute(u32, Ipv4Addr),
     Neighbour(u32, Ipv4Addr, MacAddr),
     Clsact(u32),
+    Shape(u32, Shape),
     DeleteLink(u32),
     DeleteGroup(u32),
 }
@@ -114,6 +116,7 @@ impl Change {
             Change::HostRoute(..) => "RTM_NEWROUTE",
             Change::Neighbour(..) => "RTM_NEWNEIGH",
             Change::Clsact(_) => "RTM_NEWQDISC clsact",
+            Change::Shape(..) => "RTM_NEWQDISC tbf",
             Change::DeleteLink(_) => "RTM_DELLINK",
             Change::DeleteGroup(_) => "RTM_DELLINK by group",
         }
@@ -149,6 +152,7 @@ impl Change {
                 m.attr_str(1, "clsact");
                 m
             }
+            Change::Shape(index, shape) => shape.message(*index),
             Change::DeleteLink(index) => Message::new(DELLINK, 0).put(&ifinfo(*index, 0)),
             Change::DeleteGroup(group) => {
                 let mut m = Message::new(DELLINK, 0).put(&ifinfo(0, 0));

@@ -5,7 +5,7 @@
 
 use super::rule::{FIRST, Header, Meta, Verdict};
 use super::{
-    Base, Batch, Chain, Command, Contents, Element, Expr, Family, Hook, Key, Policy, Rule, Set, Table,
+    Base, Batch, Chain, Command, Contents, Element, Expr, Family, Hook, Key, Policy, Rule, Set, State, Table,
 };
 use crate::netlink::{Message, Received, attribute, attributes, flags};
 
@@ -17,6 +17,7 @@ const NEWTABLE: u16 = 0;
 const DELTABLE: u16 = 2;
 const NEWCHAIN: u16 = 3;
 const NEWRULE: u16 = 6;
+const DELRULE: u16 = 8;
 const NEWSET: u16 = 9;
 const NEWSETELEM: u16 = 12;
 const GETSETELEM: u16 = 13;
@@ -26,13 +27,19 @@ const LIST_ELEM: u16 = 1;
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const ELEM_KEY: u16 = 1;
+const ELEM_DATA: u16 = 2;
 const ELEM_FLAGS: u16 = 3;
+const ELEM_EXPR: u16 = 7;
 const ELEM_INTERVAL_END: u32 = 1;
 const SET_INTERVAL: u32 = 0x4;
+const SET_MAP: u32 = 0x8;
 const SET_EVAL: u32 = 0x20;
+/// `NFT_DATA_VERDICT`, and the bytes the kernel keeps of one.
+const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;
+const VERDICT_LEN: u32 = 16;
 const VERDICT_REGISTER: u32 = 0;
-/// An attribute holds 64 KiB; an element takes at most 28 bytes.
-const ELEMENTS_IN_A_MESSAGE: usize = 1024;
+/// An attribute holds 64 KiB; an element takes at most 144 bytes (key, verdict, limit).
+const ELEMENTS_IN_A_MESSAGE: usize = 400;
 
 const CT_STATE: u32 = 0;
 const CT_STATUS: u32 = 2;
@@ -99,8 +106,13 @@ fn encode(command: &Command, id: u32, out: &mut Vec<Message>) {
         }
         Command::AddRule(t, chain, rule) => {
             let mut m = message(NEWRULE, NEW | flags::APPEND, t);
-            m.attr_str(1, &t.name).attr_str(2, chain);
+            m.attr_str(1, &t.name).attr_str(2, &chain.to_string());
             put_rule(&mut m, rule);
+            out.push(m);
+        }
+        Command::FlushChain(t, chain) => {
+            let mut m = message(DELRULE, flags::ACK, t);
+            m.attr_str(1, &t.name).attr_str(2, &chain.to_string());
             out.push(m);
         }
         Command::AddElements(t, set, elements) => {
@@ -118,7 +130,7 @@ fn encode(command: &Command, id: u32, out: &mut Vec<Message>) {
 }
 
 fn put_chain(m: &mut Message, chain: &Chain) {
-    m.attr_str(3, chain.name);
+    m.attr_str(3, &chain.name.to_string());
     let Some(Base { nat, hook, priority, policy }) = chain.base else {
         return;
     };
@@ -150,9 +162,13 @@ fn put_set(m: &mut Message, set: &Set, id: u32) {
         Contents::Values => 0,
         Contents::Intervals => SET_INTERVAL,
         Contents::Dynamic(_) => SET_EVAL,
+        Contents::Verdicts(_) => SET_EVAL | SET_MAP,
     };
     m.attr_be32(3, set_flags).attr_be32(4, kind).attr_be32(5, len).attr_be32(10, id);
-    if let Contents::Dynamic(size) = set.contents {
+    if let Contents::Verdicts(_) = set.contents {
+        m.attr_be32(6, DATA_TYPE_VERDICT).attr_be32(7, VERDICT_LEN);
+    }
+    if let Contents::Dynamic(size) | Contents::Verdicts(size) = set.contents {
         m.nest(9, |m| {
             m.attr_be32(1, size);
         });
@@ -191,10 +207,29 @@ fn put_elements(
                     if element.interval_end {
                         m.attr_be32(ELEM_FLAGS, ELEM_INTERVAL_END);
                     }
+                    if kind == NEWSETELEM {
+                        put_content(m, element);
+                    }
                 });
             }
         });
         out.push(m);
+    }
+}
+
+/// What an element is besides its key.
+fn put_content(m: &mut Message, element: &Element) {
+    if let Some(verdict) = element.verdict {
+        m.nest(ELEM_DATA, |m| {
+            m.nest(DATA_VERDICT, |m| put_verdict(m, verdict));
+        });
+    }
+    match element.state {
+        None => {}
+        Some(State::Counter) => put_named(m, ELEM_EXPR, "counter", |_| {}),
+        Some(State::Limit { per_second, burst }) => {
+            put_named(m, ELEM_EXPR, "limit", |m| put_limit(m, false, per_second, burst));
+        }
     }
 }
 
@@ -234,9 +269,14 @@ fn put_listed(m: &mut Message, expr: &Expr) {
                 m.attr_be32(5, 1);
             }
         }),
+        Expr::LookupVerdict(set) => listed(m, "lookup", |m| {
+            m.attr_str(1, set).attr_be32(2, FIRST).attr_be32(3, VERDICT_REGISTER);
+        }),
         Expr::CountFlowsOver { set, flows } => put_flow_count(m, set, *flows),
         Expr::Counter => listed(m, "counter", |_| {}),
-        Expr::Limit { over, per_second, burst } => put_limit(m, *over, *per_second, *burst),
+        Expr::Limit { over, per_second, burst } => {
+            listed(m, "limit", |m| put_limit(m, *over, *per_second, *burst));
+        }
         Expr::WriteMss => put_mss(m),
         Expr::RejectTcpReset => put_reject(m, REJECT_TCP_RESET, 0),
         Expr::RejectProhibited { any_family: true } => {
@@ -255,7 +295,11 @@ fn put_listed(m: &mut Message, expr: &Expr) {
 }
 
 fn listed(m: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
-    m.nest(LIST_ELEM, |m| {
+    put_named(m, LIST_ELEM, name, fill);
+}
+
+fn put_named(m: &mut Message, kind: u16, name: &str, fill: impl FnOnce(&mut Message)) {
+    m.nest(kind, |m| {
         m.attr_str(1, name).nest(2, fill);
     });
 }
@@ -289,12 +333,13 @@ fn put_verdict(m: &mut Message, verdict: Verdict) {
     let code: i32 = match verdict {
         Verdict::Drop => 0,
         Verdict::Accept => 1,
+        Verdict::Jump(_) => -3,
         Verdict::Goto(_) => -4,
         Verdict::Return => -5,
     };
     m.attr(1, &code.to_be_bytes());
-    if let Verdict::Goto(chain) = verdict {
-        m.attr_str(2, chain);
+    if let Verdict::Goto(chain) | Verdict::Jump(chain) = verdict {
+        m.attr_str(2, &chain.to_string());
     }
 }
 
@@ -323,13 +368,11 @@ fn put_flow_count(m: &mut Message, set: &str, flows: u32) {
 fn put_limit(m: &mut Message, over: bool, per_second: u64, burst: u32) {
     const ONE_SECOND: u64 = 1;
     const PACKETS: u32 = 0;
-    listed(m, "limit", |m| {
-        m.attr(1, &per_second.to_be_bytes())
-            .attr(2, &ONE_SECOND.to_be_bytes())
-            .attr_be32(3, burst)
-            .attr_be32(4, PACKETS)
-            .attr_be32(5, u32::from(over));
-    });
+    m.attr(1, &per_second.to_be_bytes())
+        .attr(2, &ONE_SECOND.to_be_bytes())
+        .attr_be32(3, burst)
+        .attr_be32(4, PACKETS)
+        .attr_be32(5, u32::from(over));
 }
 
 fn put_mss(m: &mut Message) {
@@ -353,20 +396,36 @@ pub(crate) fn elements_request(table: &Table, set: &str) -> Message {
     m
 }
 
-/// The elements in one message of the answer.
+/// Asks for one element of a set.
+pub(crate) fn element_request(table: &Table, set: &str, key: &[u8]) -> Message {
+    let mut m = message(GETSETELEM, 0, table);
+    m.attr_str(1, &table.name).attr_str(2, set).nest(3, |m| {
+        m.nest(LIST_ELEM, |m| data(m, ELEM_KEY, key));
+    });
+    m
+}
+
+/// The elements in one message of the answer, without state and verdict.
 pub(crate) fn parse_elements(m: &Received<'_>) -> Vec<Element> {
-    if m.kind != SUBSYS_NFTABLES << 8 | NEWSETELEM {
-        return Vec::new();
-    }
-    let list = m.body.get(4..).and_then(|attrs| attribute(attrs, 3));
-    attributes(list.unwrap_or(&[]))
-        .filter_map(|(_, element)| {
+    listed_elements(m)
+        .filter_map(|element| {
             let key = attribute(attribute(element, ELEM_KEY)?, DATA_VALUE)?;
             let set_flags = attribute(element, ELEM_FLAGS).unwrap_or(&[]);
-            Some(Element {
-                key: key.to_vec(),
-                interval_end: set_flags.last().is_some_and(|b| u32::from(*b) & 1 != 0),
-            })
+            let interval_end = set_flags.last().is_some_and(|b| u32::from(*b) & 1 != 0);
+            Some(Element { interval_end, ..Element::value(key) })
         })
         .collect()
+}
+
+/// The packets that the `counter` of the one element in an answer has counted.
+pub(crate) fn parse_count(m: &Received<'_>) -> Option<u64> {
+    const PACKETS: u16 = 2;
+    let counter = attribute(attribute(listed_elements(m).next()?, ELEM_EXPR)?, 2)?;
+    Some(u64::from_be_bytes(attribute(counter, PACKETS)?.try_into().ok()?))
+}
+
+fn listed_elements<'a>(m: &Received<'a>) -> impl Iterator<Item = &'a [u8]> {
+    let ours = m.kind == SUBSYS_NFTABLES << 8 | NEWSETELEM;
+    let list = m.body.get(4..).filter(|_| ours).and_then(|attrs| attribute(attrs, 3));
+    attributes(list.unwrap_or(&[])).map(|(_, element)| element)
 }

@@ -9,8 +9,8 @@ mod rule;
 
 use std::fmt;
 
-pub(crate) use encode::{elements_request, messages, parse_elements};
-pub(crate) use rule::{Expr, Rule};
+pub(crate) use encode::{element_request, elements_request, messages, parse_count, parse_elements};
+pub(crate) use rule::{Expr, Rule, Verdict};
 
 /// `NFPROTO_*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,10 +64,29 @@ pub(crate) struct Base {
     pub(crate) policy: Policy,
 }
 
+/// A chain's name: a word, and a number where there is a chain for each of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ChainName(pub(crate) &'static str, pub(crate) Option<u32>);
+
+impl From<&'static str> for ChainName {
+    fn from(word: &'static str) -> ChainName {
+        ChainName(word, None)
+    }
+}
+
+impl fmt::Display for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1 {
+            None => f.write_str(self.0),
+            Some(number) => write!(f, "{}_{number}", self.0),
+        }
+    }
+}
+
 /// A chain; without `base` only jumps reach it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Chain {
-    pub(crate) name: &'static str,
+    pub(crate) name: ChainName,
     pub(crate) base: Option<Base>,
 }
 
@@ -89,8 +108,19 @@ pub(crate) enum Contents {
     Values,
     /// Disjoint intervals put in by us.
     Intervals,
-    /// Put in by rules, at most so many.
+    /// Put in by rules, or by us with a [`State`] of their own; at most so many.
     Dynamic(u32),
+    /// A map from a key to a verdict, put in by us with a [`State`]; at most so many.
+    Verdicts(u32),
+}
+
+/// What an element remembers about the packets that were looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum State {
+    /// `counter`
+    Counter,
+    /// `limit rate N/second burst N packets`: a lookup beyond it finds nothing.
+    Limit { per_second: u64, burst: u32 },
 }
 
 /// A named set.
@@ -107,11 +137,28 @@ pub(crate) struct Element {
     pub(crate) key: Vec<u8>,
     /// The key is the first value after an interval.
     pub(crate) interval_end: bool,
+    pub(crate) state: Option<State>,
+    /// In a map.
+    pub(crate) verdict: Option<Verdict>,
 }
 
 impl Element {
     pub(crate) fn value(key: &[u8]) -> Element {
-        Element { key: key.to_vec(), interval_end: false }
+        Element { key: key.to_vec(), interval_end: false, state: None, verdict: None }
+    }
+
+    pub(crate) fn with(self, state: State) -> Element {
+        Element { state: Some(state), ..self }
+    }
+
+    pub(crate) fn leading_to(self, verdict: Verdict) -> Element {
+        Element { verdict: Some(verdict), ..self }
+    }
+
+    /// Whether the kernel takes both for the same.
+    #[cfg(test)]
+    pub(crate) fn is(&self, other: &Element) -> bool {
+        (&self.key, self.interval_end) == (&other.key, other.interval_end)
     }
 
     /// The edges of `first..=last`. An interval that ends at the highest value has no end edge:
@@ -119,7 +166,7 @@ impl Element {
     pub(crate) fn interval(first: u32, last: u32) -> impl Iterator<Item = Element> {
         let end = last
             .checked_add(1)
-            .map(|after| Element { key: after.to_be_bytes().to_vec(), interval_end: true });
+            .map(|after| Element { interval_end: true, ..Element::value(&after.to_be_bytes()) });
         std::iter::once(Element::value(&first.to_be_bytes())).chain(end)
     }
 }
@@ -132,7 +179,9 @@ pub(crate) enum Command {
     DeleteTable(Table),
     AddChain(Table, Chain),
     AddSet(Table, Set),
-    AddRule(Table, &'static str, Rule),
+    /// Takes a chain's rules away.
+    FlushChain(Table, ChainName),
+    AddRule(Table, ChainName, Rule),
     AddElements(Table, &'static str, Vec<Element>),
     DeleteElements(Table, &'static str, Vec<Element>),
     FlushSet(Table, &'static str),

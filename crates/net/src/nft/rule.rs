@@ -6,6 +6,8 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::ChainName;
+
 /// Registers hold 4 bytes each; `nft` numbers the first one 1 and its neighbours from 9.
 pub(super) const FIRST: u32 = 1;
 pub(super) const SECOND: u32 = 9;
@@ -48,13 +50,14 @@ pub(crate) enum Header {
     Transport,
 }
 
-/// Verdicts of a rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Verdicts of a rule or of an element of a map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Verdict {
     Accept,
     Drop,
     Return,
-    Goto(&'static str),
+    Jump(ChainName),
+    Goto(ChainName),
 }
 
 /// One kernel expression. Results go to the first register unless it says otherwise.
@@ -82,6 +85,8 @@ pub(crate) enum Expr {
         set: &'static str,
         inverted: bool,
     },
+    /// `vmap @set`
+    LookupVerdict(&'static str),
     Counter,
     Limit {
         over: bool,
@@ -234,9 +239,15 @@ impl Rule {
         self.any_bit(Expr::CtState, ct_state::ESTABLISHED | ct_state::RELATED)
     }
 
-    /// `ct state new`
-    pub(crate) fn ct_new(self) -> Rule {
-        self.any_bit(Expr::CtState, ct_state::NEW)
+    /// `ct state new ct status != confirmed`: the packet that begins a flow, and only that one. A
+    /// flow that is not answered stays `new`, so a stream of UDP one way is all `new` packets.
+    pub(crate) fn ct_begins(self) -> Rule {
+        const CONFIRMED: u32 = 8;
+        self.any_bit(Expr::CtState, ct_state::NEW).with([
+            Expr::CtStatus,
+            Expr::Mask(CONFIRMED.to_ne_bytes().to_vec()),
+            equal(&[0; 4]),
+        ])
     }
 
     /// `ct status dnat`
@@ -255,6 +266,16 @@ impl Rule {
     /// `add @set { ip saddr ct count over N }`: matches from the `flows`+1st flow on.
     pub(crate) fn flows_over(self, set: &'static str, flows: u32) -> Rule {
         self.ipv4().with([address(12), Expr::CountFlowsOver { set, flows }])
+    }
+
+    /// `ip saddr vmap @set`
+    pub(crate) fn source_verdict(self, set: &'static str) -> Rule {
+        self.ipv4().with([address(12), Expr::LookupVerdict(set)])
+    }
+
+    /// `ip saddr @set`
+    pub(crate) fn source_in(self, set: &'static str) -> Rule {
+        self.ipv4().with([address(12), Expr::Lookup { set, inverted: false }])
     }
 
     /// `tcp flags & (syn|rst) == syn tcp option maxseg size set rt mtu`
@@ -313,9 +334,14 @@ impl Rule {
         self.with([Expr::Verdict(Verdict::Return)])
     }
 
+    /// `jump chain`
+    pub(crate) fn jump(self, chain: &'static str) -> Rule {
+        self.with([Expr::Verdict(Verdict::Jump(chain.into()))])
+    }
+
     /// `goto chain`
     pub(crate) fn goto(self, chain: &'static str) -> Rule {
-        self.with([Expr::Verdict(Verdict::Goto(chain))])
+        self.with([Expr::Verdict(Verdict::Goto(chain.into()))])
     }
 
     /// `reject with tcp reset`

@@ -6,6 +6,7 @@
 //! the judge's counters, a sniffer on the far side. Needs root; fails without, never skips.
 
 mod chaos;
+mod floods;
 mod forged_frames;
 mod forged_packets;
 mod gateway;
@@ -13,6 +14,8 @@ mod hosts;
 mod inbound;
 mod internet;
 mod lan;
+mod limits;
 mod live;
 mod rig;
+mod shaping;
 mod siblings;

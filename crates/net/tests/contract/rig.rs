@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::{PolicySpec, compile};
-use enisle_net::{Engine, EngineConfig, Scope, Slot, SlotSpec, SlotStats};
+use enisle_net::{Engine, EngineConfig, Limits, Scope, Slot, SlotSpec, SlotStats};
 use enisle_testkit::frame::{Body, Seen};
 use enisle_testkit::probe::{Kind, Outcome};
 use enisle_testkit::sniff::Sniffer;
@@ -94,6 +94,16 @@ impl Rig {
         rig
     }
 
+    /// One microVM for each of these limits, each with an empty policy.
+    pub(crate) fn limited(limits: &[Limits]) -> Rig {
+        let mut rig = Rig::new(&[]);
+        let range: Range = "169.254.100.0/22".parse().unwrap();
+        for (block, limits) in range.blocks().zip(limits) {
+            rig.vms.push(create_limited(&rig.world, &rig.engine, block, (&PolicySpec::default(), *limits)));
+        }
+        rig
+    }
+
     /// One microVM with an empty policy.
     pub(crate) fn one() -> Rig {
         Rig::new(&[PolicySpec::default()])
@@ -155,9 +165,19 @@ pub(crate) fn open(world: &World, scope: &str, range: &str) -> Engine {
 
 /// Makes a slot and takes the tap's queue as its guest.
 pub(crate) fn create(world: &World, engine: &Engine, block: Block, policy: &PolicySpec) -> Vm {
+    create_limited(world, engine, block, (policy, Limits::default()))
+}
+
+/// The same with limits of its own.
+pub(crate) fn create_limited(
+    world: &World,
+    engine: &Engine,
+    block: Block,
+    (policy, limits): (&PolicySpec, Limits),
+) -> Vm {
     let policy = compile(policy).unwrap();
     let name = format!("vm-{}", block.id());
-    let spec = SlotSpec { block, vm_name: &name, mtu: 1500, policy: &policy, tap_owner: (0, 0) };
+    let spec = SlotSpec { block, vm_name: &name, mtu: 1500, policy: &policy, tap_owner: (0, 0), limits };
     let slot = world.host.run(|| engine.create(&spec)).unwrap();
     let tap = slot.open_tap().unwrap();
     let ident = Ident {

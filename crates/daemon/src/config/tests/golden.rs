@@ -52,6 +52,7 @@ golden! {
     image_missing
     initramfs_alone
     kernel_missing
+    limits
     long_line
     many
     merge_key

@@ -16,7 +16,7 @@ fn the_schema_that_is_shipped_is_the_schema_of_the_reader() {
 fn smallest() -> Json {
     json!({ "config": { "host_groups": [{
         "name": "agents",
-        "network": { "mode": "isolated", "range": "169.254.100.0/22" },
+        "network": { "mode": "isolated", "range": "169.254.100.0/22", "limits": {} },
     }] } })
 }
 
@@ -30,6 +30,10 @@ fn mappings() -> Vec<(&'static str, Json)> {
         ("/config", at("/properties/config")),
         ("/config/host_groups/0", at(group)),
         ("/config/host_groups/0/network", at(&format!("{group}/properties/network"))),
+        (
+            "/config/host_groups/0/network/limits",
+            at(&format!("{group}/properties/network/properties/limits")),
+        ),
     ]
 }
 
@@ -56,7 +60,7 @@ fn each_key(mut check: impl FnMut(&str, &str, &Json, &Json)) {
             keys += 1;
         }
     }
-    assert!(keys >= 23, "only {keys} keys were looked at");
+    assert!(keys >= 28, "only {keys} keys were looked at");
 }
 
 #[test]

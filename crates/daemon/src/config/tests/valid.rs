@@ -3,6 +3,8 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use enisle_net::Limits;
+
 use super::super::{AnyHost, Config, Hypervisor, Place, load, parse};
 use super::{NETWORK, read, root, with_group};
 
@@ -35,6 +37,20 @@ fn the_smallest_file_is_valid_as_it_stands() {
     assert_eq!(drop, ["192.168.1.0/24"]);
     assert!(group.network.policy.allow.is_empty());
     assert_eq!(group.network.drop_at, [Place { line: 7, column: 16 }]);
+}
+
+#[test]
+fn limits_that_are_not_given_are_the_engines_own() {
+    let limits = |keys: &str| {
+        let network = format!("network: {{mode: isolated, range: 169.254.100.0/22{keys}}}\n");
+        valid(&with_group(&network)).groups[0].network.limits
+    };
+    assert_eq!(limits(""), Limits::default());
+    assert_eq!(limits(", limits: {}"), Limits::default());
+    let some = Limits { flows: 100, mbit_down: Some(20), ..Limits::default() };
+    assert_eq!(limits(", limits: {flows: 100, mbit_down: 20}"), some);
+    let all = Limits { flows: 1, new_flows_per_s: 2, mbit_up: Some(3), mbit_down: Some(4) };
+    assert_eq!(limits(", limits: {flows: 1, new_flows_per_s: 2, mbit_up: 3, mbit_down: 4}"), all);
 }
 
 #[test]
