@@ -3,6 +3,8 @@
 //! Owns: which blocks have slots, host-wide state and its restoring, pacing. Refuses: the steps of
 //! one slot (`slot`), who decides about VMs (the daemon).
 
+mod repair;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -61,6 +63,9 @@ struct State {
     hosts: BTreeMap<Ipv4Net, u32>,
     /// The whole host was a router at the last look.
     router: bool,
+    /// Blocks whose slots are being made or taken away.
+    busy: BTreeSet<Block>,
+    repairs: repair::Repairs,
 }
 
 impl fmt::Debug for Engine {
@@ -123,13 +128,14 @@ impl Engine {
         }
         state.router = around.router;
         self.know(&mut state, around)?;
-        self.write_table(&state).map_err(|e| NetError::Host("write the host's table", e))?;
-        let done = self.forward(&mut state, around);
+        let written = self.write_table(&mut state).map_err(|e| NetError::Host("write the host's table", e));
+        let done = written
+            .and_then(|()| self.forward(&mut state, around).map_err(cannot_forward))
+            .and_then(|()| self.mend_foreign(&mut state));
         drop(state);
-        done.map_err(|e| {
-            // The table could be written, so it can be removed; the first error is the news.
+        done.inspect_err(|_| {
+            // What could be written can be removed; the first error is the news.
             let _ = self.close();
-            NetError::Host("switch forwarding on", e)
         })
     }
 
@@ -149,10 +155,14 @@ impl Engine {
         if let Some((key, number)) = spec.limits.mistake() {
             return Err(NetError::Limit(key, number));
         }
-        match self.lock().sets.slots.entry(block) {
-            Entry::Occupied(_) => return Err(NetError::BlockTaken(block)),
-            Entry::Vacant(free) => free.insert(spec.limits),
-        };
+        {
+            let mut state = self.lock();
+            match state.sets.slots.entry(block) {
+                Entry::Occupied(_) => return Err(NetError::BlockTaken(block)),
+                Entry::Vacant(free) => free.insert(spec.limits),
+            };
+            state.busy.insert(block);
+        }
         let made = match self.builder().create(spec) {
             Err((e, None)) if e.step == Step::Admit && e.source.is_absent() => {
                 // Somebody flushed the host's table: put it back, as the monitor is about to.
@@ -163,7 +173,10 @@ impl Engine {
         };
         match made {
             Ok(slot) => match self.follow_policy() {
-                Ok(()) => Ok(slot),
+                Ok(()) => {
+                    self.lock().busy.remove(&block);
+                    Ok(slot)
+                }
                 Err(error) => {
                     self.remove(slot)?;
                     Err(error)
@@ -179,6 +192,7 @@ impl Engine {
     /// Frees a block whose slot is gone; keeps it, with what is left, where it is not.
     fn free(&self, block: Block, unfinished: Option<Box<Unfinished>>) -> Vec<StepError> {
         let mut state = self.lock();
+        state.busy.remove(&block);
         match unfinished {
             None => {
                 state.sets.slots.remove(&block);
@@ -227,6 +241,7 @@ impl Engine {
     /// nothing of this slot reaches another, until [`Engine::reclaim`] finishes the work.
     pub fn remove(&self, slot: Slot) -> Result<(), NetError> {
         let block = slot.block();
+        self.lock().busy.insert(block);
         let parts = slot.into_parts();
         let pass = self.going.enter();
         let unfinished = self.builder().take_away(block, parts).err();
@@ -247,12 +262,14 @@ impl Engine {
         Ok(SlotStats { flows_refused: refused.map_err(failed)?, ..SlotStats::from(judged) })
     }
 
-    /// Looks at the host again: puts the table back where it was flushed, follows on-link
-    /// networks, uplinks and their forwarding. Call it when [`crate::Monitor`] says so.
+    /// Looks at the host again: puts back what somebody took away (the table, slots' interfaces,
+    /// the pairs in foreign chains), follows on-link networks, uplinks and their forwarding. Call it
+    /// when [`crate::Monitor`] says so, and when [`Engine::postponed`] is over.
     ///
     /// # Errors
     /// [`NetError::Host`]; what could be followed is.
     pub fn refresh(&self) -> Result<(), NetError> {
+        let settled = self.settled_slots();
         let around = look(&*self.kernel)?;
         let mut state = self.lock();
         self.know(&mut state, &around)?;
@@ -264,12 +281,10 @@ impl Engine {
             state.sets.opened.clear();
         }
         state.router = around.router;
-        let present = self.kernel.elements(&self.table, host_table::LINKS);
-        let present = present.map_err(|e| NetError::Host("read the host's table", e))?;
-        if present.is_empty() {
-            self.write_table(&state).map_err(failed)?;
-        }
-        self.forward(&mut state, &around).map_err(|e| NetError::Host("switch forwarding on", e))
+        self.mend_table(&mut state)?;
+        self.forward(&mut state, &around).map_err(cannot_forward)?;
+        self.mend_links(&mut state, &around, &settled);
+        self.mend_foreign(&mut state)
     }
 
     /// Finishes what could not be taken away before, and removes interfaces of this scope that no
@@ -321,6 +336,7 @@ impl Engine {
                 return Err(NetError::Host("switch forwarding off again", e));
             }
         }
+        self.leave_foreign().map_err(|e| NetError::Host("take rules out of other programs' chains", e))?;
         self.write(&Batch::removing(&self.table)).map_err(|e| NetError::Host("remove the host's table", e))
     }
 
@@ -334,7 +350,7 @@ impl Engine {
             return Ok(());
         }
         let around = look(&*self.kernel)?;
-        self.forward(&mut self.lock(), &around).map_err(|e| NetError::Host("switch forwarding on", e))
+        self.forward(&mut self.lock(), &around).map_err(cannot_forward)
     }
 
     /// Switches forwarding on where slots' packets come and go, guard first, and off where they no
@@ -397,14 +413,6 @@ impl Engine {
         Ok(())
     }
 
-    fn write_table(&self, state: &State) -> Answer<()> {
-        self.write(&host_table::render(&self.table, &self.ranges, &state.sets))
-    }
-
-    fn write(&self, batch: &Batch) -> Answer<()> {
-        self.kernel.apply(Place::Host, batch)
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -427,6 +435,10 @@ pub fn reclaim(scope: Scope) -> Result<usize, NetError> {
     Ok(links)
 }
 
+fn cannot_forward(e: crate::kernel::KernelError) -> NetError {
+    NetError::Host("switch forwarding on", e)
+}
+
 fn look(kernel: &dyn Kernel) -> Result<Surroundings, NetError> {
     let failed = |e| NetError::Host("read the host's interfaces and routes", e);
     let links = kernel.links().map_err(failed)?;
@@ -434,6 +446,7 @@ fn look(kernel: &dyn Kernel) -> Result<Surroundings, NetError> {
         links: links.into_iter().map(|l| (l.index, l)).collect::<BTreeMap<_, _>>(),
         addresses: kernel.addresses().map_err(failed)?,
         routes: kernel.routes().map_err(failed)?,
+        neighbours: kernel.neighbours().map_err(failed)?,
         router: kernel.routes_for_all().map_err(failed)?,
     })
 }

@@ -18,7 +18,7 @@ pub(crate) const SLOTS: &str = "slots";
 /// Interface indexes this daemon's slots may have.
 pub(crate) const LINKS: &str = "links";
 /// Interface indexes any daemon's slots may have.
-const ALL_LINKS: &str = "all_links";
+pub(crate) const ALL_LINKS: &str = "all_links";
 
 /// Interfaces on which this daemon switched forwarding on.
 pub(crate) const OPENED: &str = "opened";
@@ -242,7 +242,8 @@ fn rules(ranges: &[Range]) -> Vec<(&'static str, Rule)> {
     rules
 }
 
-fn slot(block: Block) -> Element {
+/// A slot's row in [`SLOTS`].
+pub(crate) fn slot(block: Block) -> Element {
     let mut key = block.host_ifindex().to_ne_bytes().to_vec();
     key.extend(block.guest().octets());
     Element::value(&key)

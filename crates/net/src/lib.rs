@@ -11,12 +11,15 @@ mod engine;
 mod error;
 #[cfg(test)]
 mod faults;
+mod foreign;
 mod host_table;
 mod judge;
 mod kernel;
 mod limits;
+mod mend;
 mod netlink;
 mod nft;
+mod pace;
 pub mod plan;
 mod policies;
 pub mod policy;
@@ -24,6 +27,7 @@ mod scope;
 mod slot;
 mod slot_table;
 mod surroundings;
+pub mod survey;
 
 pub use engine::{Engine, EngineConfig, reclaim};
 pub use error::{NetError, Step, StepError};

@@ -289,6 +289,12 @@ impl fmt::Display for Block {
     }
 }
 
+/// Whether an interface of the host has the index of a slot's. A host's own neighbours change all
+/// the time, those of slots do not.
+pub(crate) fn is_slot_link(index: u32) -> bool {
+    index & !ID_MASK == TAP_INDEX
+}
+
 /// An Ethernet address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddr(pub [u8; 6]);

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::Ipv4Net;
 
 use crate::judge::NEVER;
-use crate::netlink::route::{Address, Link, Route};
+use crate::netlink::route::{Address, Link, Neighbour, Route};
 use crate::plan::Range;
+use crate::survey::Taken;
 
 /// Zeroconf's route (RFC 3927), which many hosts have on their uplink. Slots' own routes are more
 /// specific, and hosts that really use an address there show it as an address.
@@ -20,6 +21,7 @@ pub(crate) struct Surroundings {
     pub(crate) links: BTreeMap<u32, Link>,
     pub(crate) addresses: Vec<Address>,
     pub(crate) routes: Vec<Route>,
+    pub(crate) neighbours: Vec<Neighbour>,
     /// `ip_forward` is on for the whole host.
     pub(crate) router: bool,
 }
@@ -58,6 +60,27 @@ impl Surroundings {
         let none = BTreeSet::new();
         let routes: Vec<Ipv4Net> = self.foreign_routes(&none).map(|r| r.net).collect();
         addresses.chain(routes).collect()
+    }
+
+    /// Every network that addresses and routes take, and by what; not by interfaces that `own` names.
+    pub(crate) fn in_use(&self, own: impl Fn(u32) -> bool) -> Vec<Taken> {
+        let own: BTreeSet<u32> = self.links.keys().copied().filter(|i| own(*i)).collect();
+        let addresses = self.addresses.iter().filter(|a| !own.contains(&a.index));
+        let mut taken: Vec<Taken> = addresses
+            .map(|a| Taken { net: a.net.trunc(), by: format!("interface {}", self.name(a.index)) })
+            .collect();
+        for route in self.foreign_routes(&own).filter(|r| !r.ours) {
+            let by = match (route.links.first(), route.on_link) {
+                (Some(index), true) => format!("interface {}", self.name(*index)),
+                (Some(index), false) => format!("a route by {}", self.name(*index)),
+                (None, _) => "a route to nowhere".to_owned(),
+            };
+            let found = Taken { net: route.net, by };
+            if !taken.contains(&found) {
+                taken.push(found);
+            }
+        }
+        taken
     }
 
     fn foreign_routes<'a>(&'a self, own: &'a BTreeSet<u32>) -> impl Iterator<Item = &'a Route> + 'a {
@@ -115,7 +138,8 @@ mod tests {
     }
 
     fn link(index: u32, name: &str) -> (u32, Link) {
-        let link = Link { index, name: name.into(), alias: String::new(), group: 0, forwarding: false };
+        let link =
+            Link { index, name: name.into(), alias: String::new(), group: 0, forwarding: false, up: true };
         (index, link)
     }
 
@@ -133,6 +157,7 @@ mod tests {
                 route("169.254.0.0/16", 2, true),
                 route("10.8.0.0/16", 2, false),
             ],
+            neighbours: Vec::new(),
             router: false,
         }
     }
@@ -154,6 +179,23 @@ mod tests {
         let range = "169.254.100.0/22".parse().unwrap();
         assert!(host.in_the_way(&range, &BTreeSet::new()).is_some());
         assert!(host.in_the_way(&range, &BTreeSet::from([9])).is_none());
+    }
+
+    #[test]
+    fn what_is_in_use_is_told_once_and_by_whom() {
+        let mut host = host();
+        host.links.extend([link(9, "en-a9fe6402"), link(4, "wg0")]);
+        host.addresses.push(Address { index: 4, net: net("10.9.9.9/32") });
+        host.routes.push(Route { ours: true, ..route("169.254.100.2/32", 9, true) });
+        host.routes.push(Route { links: Vec::new(), ..route("10.66.0.0/16", 0, false) });
+        let taken: Vec<_> = host.in_use(|i| i == 9).into_iter().map(|t| (t.net.to_string(), t.by)).collect();
+        let expected = [
+            ("192.168.1.0/24", "interface lan0"),
+            ("10.9.9.9/32", "interface wg0"),
+            ("10.8.0.0/16", "a route by eth0"),
+            ("10.66.0.0/16", "a route to nowhere"),
+        ];
+        assert_eq!(taken, expected.map(|(net, by)| (net.to_owned(), by.to_owned())));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use enisle_vmm::Nic;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// The engine does not open or close.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +111,11 @@ impl Network {
     pub(crate) fn refresh(&self) -> Result<(), NetworkError> {
         let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
         if *closed { Ok(()) } else { Ok(self.engine.refresh()?) }
+    }
+
+    /// How long until a repair that had to wait may be tried.
+    pub(crate) fn postponed(&self) -> Option<Duration> {
+        self.engine.postponed()
     }
 
     /// Whether [`Network::close`] was called.

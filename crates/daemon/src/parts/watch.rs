@@ -27,8 +27,11 @@ pub(crate) fn follow(network: Arc<Network>) -> io::Result<()> {
 
 fn run(mut monitor: Monitor, network: &Network) {
     while !network.is_closed() {
-        match monitor.wait(QUIET) {
+        // What another program kept undoing is tried again later, also if nothing else changes.
+        let postponed = network.postponed();
+        match monitor.wait(postponed.unwrap_or(QUIET)) {
             Ok(Some(_)) => {}
+            Ok(None) if postponed.is_some() => {}
             Ok(None) => continue,
             Err(error) => {
                 tracing::error!("changes of the host's network are not followed any more: {error}");

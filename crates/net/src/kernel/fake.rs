@@ -16,8 +16,8 @@ use ipnet::Ipv4Net;
 use super::netns::lock;
 use super::{Answer, Kernel, KernelError, Lease, Netns, Place, Program, TapSpec};
 use crate::judge::{AddressEntry, COUNTERS, Counters, PolicyId, PortRow, SlotEntry};
-use crate::netlink::route::{Address, Change, Link, Route, Veth};
-use crate::nft::{Batch, Command, Element, Table};
+use crate::netlink::route::{Address, Change, Link, Neighbour, Route, Veth};
+use crate::nft::{Batch, ChainSeen, Command, Element, RuleSeen, Table};
 use crate::plan::Range;
 
 /// Everything that outlives a call.
@@ -95,7 +95,7 @@ fn errno(what: &str, number: i32) -> KernelError {
 }
 
 fn link(index: u32, name: &str, group: u32) -> Link {
-    Link { index, name: name.into(), alias: String::new(), group, forwarding: false }
+    Link { index, name: name.into(), alias: String::new(), group, forwarding: false, up: true }
 }
 
 impl Kernel for Fake {
@@ -175,6 +175,15 @@ impl Kernel for Fake {
         self.call("fragments_gone_by").map(|_| 0)
     }
 
+    /// Rules are not kept here: a table is whole when its sets are.
+    fn chains(&self) -> Answer<Vec<ChainSeen>> {
+        self.call("chains").map(|_| Vec::new())
+    }
+
+    fn rules(&self, _: &Table, _: Option<&str>) -> Answer<Vec<RuleSeen>> {
+        self.call("rules").map(|_| Vec::new())
+    }
+
     fn retire(&self, netns: Netns, outer: Option<u32>, _: Duration) -> Answer<()> {
         let called = self.call("retire").map(drop);
         let mut state = lock(&self.state);
@@ -201,6 +210,10 @@ impl Kernel for Fake {
 
     fn routes(&self) -> Answer<Vec<Route>> {
         Ok(self.call("routes")?.routes.clone())
+    }
+
+    fn neighbours(&self) -> Answer<Vec<Neighbour>> {
+        self.call("neighbours").map(|_| Vec::new())
     }
 
     fn forget_flows(&self, _: Ipv4Addr) -> Answer<()> {
@@ -293,7 +306,11 @@ fn run(
         Command::FlushSet(t, set) => {
             tables.get_mut(t).and_then(|sets| sets.get_mut(set)).ok_or_else(absent)?.clear();
         }
-        Command::AddChain(t, _) | Command::FlushChain(t, _) | Command::AddRule(t, ..) => {
+        Command::AddChain(t, _)
+        | Command::FlushChain(t, _)
+        | Command::AddRule(t, ..)
+        | Command::InsertRule(t, ..)
+        | Command::DeleteRule(t, ..) => {
             tables.get(t).ok_or_else(absent)?;
         }
     }

@@ -20,8 +20,8 @@ use super::netns::{Inside, lock};
 use super::{Answer, Kernel, KernelError, Lease, Netns, Place, Program, TapSpec, netns, sock_diag, tap};
 use crate::judge::{AddressEntry, Counters, PolicyId, PortRow, SlotEntry};
 use crate::netlink::conntrack;
-use crate::netlink::route::{self, Address, Change, Link, LinkSettings, Route, Veth};
-use crate::nft::{self, Batch, Element, Table};
+use crate::netlink::route::{self, Address, Change, Link, LinkSettings, Neighbour, Route, Veth};
+use crate::nft::{self, Batch, ChainSeen, Element, RuleSeen, Table};
 use crate::plan::Range;
 
 /// Held for the daemon's whole life.
@@ -228,6 +228,24 @@ impl Kernel for Linux {
         self.in_host("reading net.ipv4.ipfrag_time", || Ok(fragments::gone_by()))
     }
 
+    fn chains(&self) -> Answer<Vec<ChainSeen>> {
+        let mut all = Vec::new();
+        let request = nft::chains_request();
+        lock(&self.netfilter).dump("chains of nf_tables", request, |m| all.extend(nft::parse_chain(m)))?;
+        Ok(all)
+    }
+
+    fn rules(&self, table: &Table, chain: Option<&str>) -> Answer<Vec<RuleSeen>> {
+        let mut all = Vec::new();
+        let request = nft::rules_request(table, chain);
+        let what = format!("rules of {table}");
+        match lock(&self.netfilter).dump(&what, request, |m| all.extend(nft::parse_rule(m))) {
+            Err(e) if e.is_absent() => Ok(Vec::new()),
+            Err(e) => Err(e),
+            Ok(()) => Ok(all),
+        }
+    }
+
     fn retire(&self, netns: Netns, outer: Option<u32>, patience: Duration) -> Answer<()> {
         let Some(index) = outer else {
             return Ok(());
@@ -272,6 +290,10 @@ impl Kernel for Linux {
 
     fn routes(&self) -> Answer<Vec<Route>> {
         self.dump("RTM_GETROUTE", route::routes_request(), route::parse_route)
+    }
+
+    fn neighbours(&self) -> Answer<Vec<Neighbour>> {
+        self.dump("RTM_GETNEIGH", route::neighbours_request(), route::parse_neighbour)
     }
 
     /// Several callers share one walk: who gets the socket walks for all who wait for it.

@@ -11,6 +11,7 @@ mod linux;
 pub(crate) mod monitor;
 mod netlink_socket;
 pub(crate) mod netns;
+pub(crate) mod reader;
 mod sock_diag;
 mod tap;
 
@@ -23,12 +24,13 @@ use std::time::Duration;
 
 pub(crate) use linux::Linux;
 pub(crate) use netns::Netns;
+pub(crate) use sock_diag::leases;
 
 use ipnet::Ipv4Net;
 
 use crate::judge::{AddressEntry, Counters, PolicyId, PortRow, SlotEntry};
-use crate::netlink::route::{Address, Change, Link, Route, Veth};
-use crate::nft::{Batch, Element, Table};
+use crate::netlink::route::{Address, Change, Link, Neighbour, Route, Veth};
+use crate::nft::{Batch, ChainSeen, Element, RuleSeen, Table};
 use crate::plan::{MacAddr, Range};
 
 /// A request the kernel refused.
@@ -127,6 +129,10 @@ pub(crate) trait Kernel: Send + Sync {
     fn elements(&self, table: &Table, set: &'static str) -> Answer<Vec<Element>>;
     /// Packets that the `counter` of a set's element has counted; 0 when it is not there.
     fn count(&self, table: &Table, set: &'static str, element: &Element) -> Answer<u64>;
+    /// Every chain of the host's namespace.
+    fn chains(&self) -> Answer<Vec<ChainSeen>>;
+    /// The rules of a table or of one of its chains, in order; none when it is missing.
+    fn rules(&self, table: &Table, chain: Option<&str>) -> Answer<Vec<RuleSeen>>;
     /// Gives a namespace up and, where `outer` names the host's end of its veth, waits until that
     /// is gone; removes it itself when `patience` is over.
     fn retire(&self, netns: Netns, outer: Option<u32>, patience: Duration) -> Answer<()>;
@@ -135,6 +141,8 @@ pub(crate) trait Kernel: Send + Sync {
     fn links(&self) -> Answer<Vec<Link>>;
     fn addresses(&self) -> Answer<Vec<Address>>;
     fn routes(&self) -> Answer<Vec<Route>>;
+    /// Permanent ones.
+    fn neighbours(&self) -> Answer<Vec<Neighbour>>;
     /// Deletes every connection-tracking entry that `guest` started.
     fn forget_flows(&self, guest: Ipv4Addr) -> Answer<()>;
     /// The same for everybody in `nets` who is not among the `live`.

@@ -14,6 +14,9 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use rustix::time::Timespec;
 
+use crate::netlink::{messages, route};
+use crate::plan;
+
 /// Notifications that are read at a time.
 const BUFFER: usize = 64 * 1024;
 
@@ -40,9 +43,9 @@ impl Monitor {
     /// # Errors
     /// `EPERM` without `CAP_NET_ADMIN`, `EMFILE`.
     pub fn open() -> io::Result<Monitor> {
-        // RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_NETCONF; NFNLGRP_NFTABLES.
+        // RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_NETCONF; NFNLGRP_NFTABLES.
         Ok(Monitor {
-            routing: subscribe(NETLINK_ROUTE, &[1, 5, 7, 24])?,
+            routing: subscribe(NETLINK_ROUTE, &[1, 3, 5, 7, 24])?,
             firewall: subscribe(NETLINK_NETFILTER, &[7])?,
             buffer: vec![0; BUFFER],
         })
@@ -55,15 +58,18 @@ impl Monitor {
     /// As poll(2) and recv(2).
     pub fn wait(&mut self, limit: Duration) -> io::Result<Option<Change>> {
         let deadline = Instant::now() + limit;
-        let Some(change) = self.first_before(deadline)? else {
-            return Ok(None);
-        };
-        let socket = match change {
-            Change::Routing => &self.routing,
-            Change::Firewall => &self.firewall,
-        };
-        drain(socket, &mut self.buffer)?;
-        Ok(Some(change))
+        loop {
+            let Some(change) = self.first_before(deadline)? else {
+                return Ok(None);
+            };
+            let socket = match change {
+                Change::Routing => &self.routing,
+                Change::Firewall => &self.firewall,
+            };
+            if drain(socket, &mut self.buffer)? {
+                return Ok(Some(change));
+            }
+        }
     }
 
     fn first_before(&self, deadline: Instant) -> io::Result<Option<Change>> {
@@ -98,12 +104,19 @@ fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Reads what there is. Lost notifications are as good as read ones: the reader looks anew.
-fn drain(socket: &Socket, buffer: &mut [u8]) -> io::Result<()> {
+/// Reads what there is; whether any of it matters. Lost notifications are as good as read ones:
+/// the reader looks anew.
+fn drain(socket: &Socket, buffer: &mut [u8]) -> io::Result<bool> {
+    let mut matters = false;
     loop {
         match recv(socket, &mut *buffer, RecvFlags::DONTWAIT) {
-            Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
-            Err(Errno::AGAIN) => return Ok(()),
+            Ok((len, _)) => {
+                let told = buffer.get(..len).unwrap_or(&[]);
+                matters |= messages(told).any(|m| route::neighbour_link(&m).is_none_or(plan::is_slot_link));
+            }
+            Err(Errno::NOBUFS) => matters = true,
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Ok(matters),
             Err(e) => return Err(e.into()),
         }
     }

@@ -36,21 +36,33 @@ pub(super) fn lease(range: &Range) -> Answer<Result<Lease, Range>> {
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let own = format!("{PREFIX}{range}/{}-{number}", std::process::id());
     let socket = claim(&own).map_err(error)?;
-    let mut diag = NetlinkSocket::open(NETLINK_SOCK_DIAG).map_err(error)?;
-    let mut rival = None;
-    diag.dump(&what, request(), |m| {
-        let other = claimed(m).filter(|name| *name != own).and_then(|name| {
-            let net = name.strip_prefix(PREFIX)?.rsplit_once('/')?.0.to_owned();
-            net.parse::<Range>().ok()
-        });
-        if let Some(other) = other.filter(|other| other.overlaps(range)) {
-            rival = Some(other);
-        }
-    })?;
+    let others = claims()?.into_iter().filter(|name| *name != own);
+    let rival = others.filter_map(|name| parse(&name)).map(|(other, _)| other).find(|o| o.overlaps(range));
     Ok(match rival {
         Some(other) => Err(other),
         None => Ok(Lease { _socket: Some(socket) }),
     })
+}
+
+/// Every lease in the calling thread's namespace, with the process that took it. Needs no
+/// privileges.
+pub(crate) fn leases() -> Answer<Vec<(Range, u32)>> {
+    Ok(claims()?.iter().filter_map(|name| parse(name)).collect())
+}
+
+/// Names of sockets that root bound.
+fn claims() -> Answer<Vec<String>> {
+    let what = "listing unix sockets";
+    let mut diag = NetlinkSocket::open(NETLINK_SOCK_DIAG).map_err(|e| KernelError::new(what, e))?;
+    let mut names = Vec::new();
+    diag.dump(what, request(), |m| names.extend(claimed(m)))?;
+    Ok(names)
+}
+
+/// Range and process of a lease's name.
+fn parse(name: &str) -> Option<(Range, u32)> {
+    let (range, holder) = name.strip_prefix(PREFIX)?.rsplit_once('/')?;
+    Some((range.parse().ok()?, holder.split_once('-')?.0.parse().ok()?))
 }
 
 fn claim(name: &str) -> io::Result<std::os::fd::OwnedFd> {

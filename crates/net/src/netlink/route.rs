@@ -17,10 +17,13 @@ pub(crate) const DELLINK: u16 = 17;
 const GETLINK: u16 = 18;
 const SETLINK: u16 = 19;
 const NEWADDR: u16 = 20;
+const DELADDR: u16 = 21;
 const GETADDR: u16 = 22;
 const NEWROUTE: u16 = 24;
 const GETROUTE: u16 = 26;
 const NEWNEIGH: u16 = 28;
+const DELNEIGH: u16 = 29;
+const GETNEIGH: u16 = 30;
 const NEWQDISC: u16 = 36;
 const NEWTFILTER: u16 = 44;
 const GETNETCONF: u16 = 82;
@@ -97,8 +100,14 @@ pub(crate) struct LinkSettings {
 pub(crate) enum Change {
     Settings(u32, LinkSettings),
     Up(u32),
+    Down(u32),
+    /// The interface must be down.
+    Name(u32, String),
     Address(u32, Ipv4Net),
+    RemoveAddress(u32, Ipv4Net),
     HostRoute(u32, Ipv4Addr),
+    /// As [`Change::HostRoute`], also where another route has its place.
+    RestoreRoute(u32, Ipv4Addr),
     Neighbour(u32, Ipv4Addr, MacAddr),
     Clsact(u32),
     Shape(u32, Shape),
@@ -112,6 +121,10 @@ impl Change {
         match self {
             Change::Settings(..) => "RTM_SETLINK",
             Change::Up(_) => "RTM_SETLINK up",
+            Change::Down(_) => "RTM_SETLINK down",
+            Change::Name(..) => "RTM_SETLINK name",
+            Change::RemoveAddress(..) => "RTM_DELADDR",
+            Change::RestoreRoute(..) => "RTM_NEWROUTE replace",
             Change::Address(..) => "RTM_NEWADDR",
             Change::HostRoute(..) => "RTM_NEWROUTE",
             Change::Neighbour(..) => "RTM_NEWNEIGH",
@@ -127,18 +140,26 @@ impl Change {
         match self {
             Change::Settings(index, settings) => settings_message(*index, settings),
             Change::Up(index) => Message::new(SETLINK, 0).put(&ifinfo(*index, IFF_UP)),
+            Change::Down(index) => Message::new(SETLINK, 0).put(&ifinfo_of(*index, 0, IFF_UP)),
+            Change::Name(index, name) => {
+                let mut m = Message::new(SETLINK, 0).put(&ifinfo(*index, 0));
+                m.attr_str(IFLA_IFNAME, name);
+                m
+            }
+            Change::RemoveAddress(index, net) => {
+                let header = [AF_INET, net.prefix_len(), 0, 0];
+                let mut m = Message::new(DELADDR, 0).put(&concat(&header, *index));
+                m.attr(2, &net.addr().octets());
+                m
+            }
             Change::Address(index, net) => {
                 let header = [AF_INET, net.prefix_len(), 0, 0];
                 let mut m = Message::new(NEWADDR, NEW).put(&concat(&header, *index));
                 m.attr(1, &net.addr().octets()).attr(2, &net.addr().octets());
                 m
             }
-            Change::HostRoute(index, to) => {
-                let table = [RT_TABLE_MAIN, RTPROT_ENISLE, RT_SCOPE_LINK, RTN_UNICAST];
-                let mut m = Message::new(NEWROUTE, NEW).put(&[AF_INET, 32, 0, 0]).put(&table).put(&[0; 4]);
-                m.attr(1, &to.octets()).attr_u32(4, *index);
-                m
-            }
+            Change::HostRoute(index, to) => host_route(NEW, *index, *to),
+            Change::RestoreRoute(index, to) => host_route(flags::CREATE | flags::REPLACE, *index, *to),
             Change::Neighbour(index, ip, mac) => {
                 let [lo, hi] = NUD_PERMANENT.to_ne_bytes();
                 let mut m = Message::new(NEWNEIGH, flags::CREATE | flags::REPLACE)
@@ -161,6 +182,13 @@ impl Change {
             }
         }
     }
+}
+
+fn host_route(how: u16, index: u32, to: Ipv4Addr) -> Message {
+    let table = [RT_TABLE_MAIN, RTPROT_ENISLE, RT_SCOPE_LINK, RTN_UNICAST];
+    let mut m = Message::new(NEWROUTE, how).put(&[AF_INET, 32, 0, 0]).put(&table).put(&[0; 4]);
+    m.attr(1, &to.octets()).attr_u32(4, index);
+    m
 }
 
 /// Attaches a loaded classifier, direct action, at `index`'s ingress.
@@ -241,12 +269,17 @@ fn settings_message(index: u32, s: &LinkSettings) -> Message {
     m
 }
 
-/// `struct ifinfomsg`.
+/// `struct ifinfomsg`, with flags to set.
 fn ifinfo(index: u32, set_flags: u32) -> [u8; 16] {
+    ifinfo_of(index, set_flags, set_flags)
+}
+
+/// `struct ifinfomsg`: flags, and which of them are meant.
+fn ifinfo_of(index: u32, set_flags: u32, change: u32) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[4..8].copy_from_slice(&index.to_ne_bytes());
     bytes[8..12].copy_from_slice(&set_flags.to_ne_bytes());
-    bytes[12..16].copy_from_slice(&set_flags.to_ne_bytes());
+    bytes[12..16].copy_from_slice(&change.to_ne_bytes());
     bytes
 }
 
@@ -264,6 +297,16 @@ pub(crate) struct Link {
     pub(crate) alias: String,
     pub(crate) group: u32,
     pub(crate) forwarding: bool,
+    /// Administratively.
+    pub(crate) up: bool,
+}
+
+/// A permanent IPv4 neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Neighbour {
+    pub(crate) index: u32,
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) mac: MacAddr,
 }
 
 /// An interface's IPv4 address with its prefix.
@@ -305,6 +348,26 @@ pub(crate) fn routes_request() -> Message {
     Message::new(GETROUTE, flags::DUMP).put(&[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
 }
 
+/// All IPv4 neighbours.
+pub(crate) fn neighbours_request() -> Message {
+    Message::new(GETNEIGH, flags::DUMP).put(&[AF_INET, 0, 0, 0, 0, 0, 0, 0]).put(&[0; 4])
+}
+
+/// A permanent one; others come and go by themselves.
+pub(crate) fn parse_neighbour(m: &Received<'_>) -> Option<Neighbour> {
+    if m.kind != NEWNEIGH || super::u16_at(m.body, 8)? & NUD_PERMANENT == 0 {
+        return None;
+    }
+    let attrs = m.body.get(12..)?;
+    let mac = <[u8; 6]>::try_from(attribute(attrs, 2)?).ok()?;
+    Some(Neighbour { index: u32_at(m.body, 4)?, ip: ipv4(attribute(attrs, 1)?)?, mac: MacAddr(mac) })
+}
+
+/// The interface of a notification about a neighbour; `None` for any other notification.
+pub(crate) fn neighbour_link(m: &Received<'_>) -> Option<u32> {
+    if matches!(m.kind, NEWNEIGH | DELNEIGH) { u32_at(m.body, 4) } else { None }
+}
+
 /// The forwarding setting of `all` (`struct netconfmsg`, `NETCONFA_*`).
 pub(crate) fn forwarding_request() -> Message {
     const ALL: i32 = -1;
@@ -334,6 +397,7 @@ pub(crate) fn parse_link(m: &Received<'_>) -> Option<Link> {
         group: attribute(attrs, IFLA_GROUP).and_then(|g| u32_at(g, 0)).unwrap_or(0),
         // In a dump the settings are an array; FORWARDING is number 1 and so comes first.
         forwarding: conf.and_then(|c| u32_at(c, 0)).unwrap_or(0) != 0,
+        up: u32_at(m.body, 8)? & IFF_UP != 0,
     })
 }
 

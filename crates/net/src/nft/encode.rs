@@ -9,7 +9,7 @@ use super::{
 };
 use crate::netlink::{Message, Received, attribute, attributes, flags};
 
-const SUBSYS_NFTABLES: u16 = 10;
+pub(super) const SUBSYS_NFTABLES: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 
@@ -56,14 +56,15 @@ const ICMPX_ADMIN_PROHIBITED: u8 = 3;
 const TYPE_IPV4_ADDR: u32 = 7;
 const TYPE_IFACE_INDEX: u32 = 20;
 
-fn family(of: Family) -> u8 {
+pub(super) fn family(of: Family) -> u8 {
     match of {
         Family::Inet => 1,
+        Family::Ip => 2,
         Family::Netdev => 5,
     }
 }
 
-fn message(kind: u16, extra: u16, table: &Table) -> Message {
+pub(super) fn message(kind: u16, extra: u16, table: &Table) -> Message {
     Message::new(SUBSYS_NFTABLES << 8 | kind, extra).put(&[family(table.family), 0, 0, 0])
 }
 
@@ -120,6 +121,18 @@ fn encode(command: &Command, id: u32, out: &mut Vec<Message>) {
         }
         Command::DeleteElements(t, set, elements) => {
             put_elements(DELSETELEM, flags::ACK, (t, set), elements, out);
+        }
+        Command::InsertRule(t, chain, rule, comment) => {
+            let mut m = message(NEWRULE, NEW, t);
+            m.attr_str(1, &t.name).attr_str(2, chain);
+            put_rule(&mut m, rule);
+            m.attr(7, &note(comment));
+            out.push(m);
+        }
+        Command::DeleteRule(t, chain, handle) => {
+            let mut m = message(DELRULE, flags::ACK, t);
+            m.attr_str(1, &t.name).attr_str(2, chain).attr(3, &handle.to_be_bytes());
+            out.push(m);
         }
         Command::FlushSet(t, set) => {
             let mut m = message(DELSETELEM, flags::ACK, t);
@@ -189,6 +202,15 @@ fn put_rule(m: &mut Message, rule: &Rule) {
             put_listed(m, expr);
         }
     });
+}
+
+/// A comment as `nft` shows it (`NFTNL_UDATA_RULE_COMMENT`): type, length, text with its NUL.
+pub(crate) fn note(comment: &str) -> Vec<u8> {
+    const COMMENT: u8 = 0;
+    // Ours are short; what does not fit is cut.
+    let text = comment.as_bytes().get(..254).unwrap_or(comment.as_bytes());
+    let len = u8::try_from(text.len() + 1).unwrap_or(u8::MAX);
+    [&[COMMENT, len][..], text, &[0]].concat()
 }
 
 fn put_elements(
@@ -286,6 +308,7 @@ fn put_listed(m: &mut Message, expr: &Expr) {
             put_reject(m, REJECT_ICMP, ICMP_PKT_FILTERED);
         }
         Expr::Masquerade => listed(m, "masq", |_| {}),
+        Expr::XtConntrackEstablished => put_xt_conntrack(m),
         Expr::Verdict(verdict) => listed(m, "immediate", |m| {
             m.attr_be32(1, VERDICT_REGISTER).nest(2, |m| {
                 m.nest(DATA_VERDICT, |m| put_verdict(m, *verdict));
@@ -324,6 +347,8 @@ fn meta(key: Meta) -> u32 {
         Meta::Mark => 3,
         Meta::Iif => 4,
         Meta::Oif => 5,
+        Meta::IifName => 6,
+        Meta::OifName => 7,
         Meta::Nfproto => 15,
         Meta::L4proto => 16,
     }
@@ -380,6 +405,25 @@ fn put_mss(m: &mut Message) {
     const MAXSEG: u8 = 2;
     listed(m, "exthdr", |m| {
         m.attr(2, &[MAXSEG]).attr_be32(3, 2).attr_be32(4, 2).attr_be32(6, TCP_OPTION).attr_be32(7, FIRST);
+    });
+}
+
+/// `struct xt_conntrack_mtinfo3` of `xt_conntrack.h`, of which only the states are looked at.
+fn put_xt_conntrack(m: &mut Message) {
+    /// Of the structure, aligned as `XT_ALIGN` wants it.
+    const SIZE: usize = 168;
+    const MATCH_FLAGS: usize = 146;
+    const STATE_MASK: usize = 150;
+    /// `XT_CONNTRACK_STATE`.
+    const LOOK_AT_STATE: u16 = 1;
+    const REVISION: u32 = 3;
+    /// The bits of `ct state`: established, related.
+    const STATES: u16 = 2 | 4;
+    let mut info = vec![0; SIZE];
+    info[MATCH_FLAGS..MATCH_FLAGS + 2].copy_from_slice(&LOOK_AT_STATE.to_ne_bytes());
+    info[STATE_MASK..STATE_MASK + 2].copy_from_slice(&STATES.to_ne_bytes());
+    listed(m, "match", |m| {
+        m.attr_str(1, "conntrack").attr_be32(2, REVISION).attr(3, &info);
     });
 }
 

@@ -6,15 +6,21 @@
 
 mod encode;
 mod rule;
+mod seen;
 
 use std::fmt;
 
+#[cfg(test)]
+pub(crate) use encode::note;
 pub(crate) use encode::{element_request, elements_request, messages, parse_count, parse_elements};
 pub(crate) use rule::{Expr, Rule, Verdict};
+pub(crate) use seen::{Always, ChainSeen, RuleSeen, chains_request, parse_chain, parse_rule, rules_request};
 
 /// `NFPROTO_*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Family {
+    /// Only other people's: iptables-nft's tables, for example.
+    Ip,
     Inet,
     Netdev,
 }
@@ -29,6 +35,7 @@ pub(crate) struct Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = match self.family {
+            Family::Ip => "ip",
             Family::Inet => "inet",
             Family::Netdev => "netdev",
         };
@@ -48,7 +55,7 @@ pub(crate) enum Hook {
 }
 
 /// What a base chain does with a packet no rule decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Policy {
     Accept,
     Drop,
@@ -185,6 +192,10 @@ pub(crate) enum Command {
     AddElements(Table, &'static str, Vec<Element>),
     DeleteElements(Table, &'static str, Vec<Element>),
     FlushSet(Table, &'static str),
+    /// At the head of somebody else's chain, marked by a comment.
+    InsertRule(Table, String, Rule, String),
+    /// By its handle, which is never used again in its table.
+    DeleteRule(Table, String, u64),
 }
 
 /// One transaction.

@@ -39,6 +39,8 @@ pub(crate) enum Meta {
     Mark,
     Iif,
     Oif,
+    IifName,
+    OifName,
     Nfproto,
     L4proto,
 }
@@ -106,6 +108,8 @@ pub(crate) enum Expr {
         any_family: bool,
     },
     Masquerade,
+    /// `-m conntrack --ctstate RELATED,ESTABLISHED` of iptables.
+    XtConntrackEstablished,
     Verdict(Verdict),
 }
 
@@ -168,6 +172,16 @@ impl Rule {
         self.meta_is(Meta::Oif, &index.to_ne_bytes())
     }
 
+    /// `iifname "prefix*"`
+    pub(crate) fn iifname_begins(self, prefix: &str) -> Rule {
+        self.meta_is(Meta::IifName, prefix.as_bytes())
+    }
+
+    /// `oifname "prefix*"`
+    pub(crate) fn oifname_begins(self, prefix: &str) -> Rule {
+        self.meta_is(Meta::OifName, prefix.as_bytes())
+    }
+
     /// `iif @set`, an interval set of interface indexes.
     pub(crate) fn iif_within(self, set: &'static str) -> Rule {
         self.interface_within(Meta::Iif, set)
@@ -207,13 +221,23 @@ impl Rule {
         self.address_within(16, net)
     }
 
+    /// `ip saddr net`, where the family is known to be IPv4.
+    pub(crate) fn ipv4_source_within(self, net: Ipv4Net) -> Rule {
+        self.known_address_within(12, net)
+    }
+
+    /// `ip daddr net`, where the family is known to be IPv4.
+    pub(crate) fn ipv4_destination_within(self, net: Ipv4Net) -> Rule {
+        self.known_address_within(16, net)
+    }
+
     fn address_within(self, offset: u32, net: Ipv4Net) -> Rule {
+        self.ipv4().known_address_within(offset, net)
+    }
+
+    fn known_address_within(self, offset: u32, net: Ipv4Net) -> Rule {
         let mask: Ipv4Addr = net.netmask();
-        self.ipv4().with([
-            address(offset),
-            Expr::Mask(mask.octets().to_vec()),
-            equal(&net.network().octets()),
-        ])
+        self.with([address(offset), Expr::Mask(mask.octets().to_vec()), equal(&net.network().octets())])
     }
 
     /// `fib daddr type != unicast`
@@ -237,6 +261,11 @@ impl Rule {
     /// `ct state established,related`
     pub(crate) fn ct_established(self) -> Rule {
         self.any_bit(Expr::CtState, ct_state::ESTABLISHED | ct_state::RELATED)
+    }
+
+    /// The same in the form that iptables-nft can list.
+    pub(crate) fn xt_established(self) -> Rule {
+        self.with([Expr::XtConntrackEstablished])
     }
 
     /// `ct state new ct status != confirmed`: the packet that begins a flow, and only that one. A

@@ -12,6 +12,8 @@ mod forged_packets;
 mod gateway;
 mod hosts;
 mod inbound;
+mod interfaces;
+mod interference;
 mod internet;
 mod lan;
 mod limits;
