@@ -18,6 +18,7 @@ mod internet;
 mod lan;
 mod limits;
 mod live;
+mod reuse;
 mod rig;
 mod shaping;
 mod siblings;
