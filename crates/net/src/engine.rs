@@ -259,7 +259,7 @@ impl Engine {
         let judged = self.kernel.counters(slot.block().id()).map_err(failed)?;
         let guest = host_table::guest(slot.block());
         let refused = self.kernel.count(&self.table, host_table::REFUSED_FLOWS, &guest);
-        Ok(SlotStats { flows_refused: refused.map_err(failed)?, ..SlotStats::from(judged) })
+        Ok(SlotStats { flows_refused: refused.map_err(failed)?.unwrap_or(0), ..SlotStats::from(judged) })
     }
 
     /// Looks at the host again: puts back what somebody took away (the table, slots' interfaces,

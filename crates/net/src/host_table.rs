@@ -23,7 +23,7 @@ pub(crate) const ALL_LINKS: &str = "all_links";
 /// Interfaces on which this daemon switched forwarding on.
 pub(crate) const OPENED: &str = "opened";
 /// Live flows by slot. Rules put its elements in, and the kernel takes empty ones out.
-const FLOWS: &str = "flows";
+pub(crate) const FLOWS: &str = "flows";
 /// How many flows a slot may begin, and the chain that knows how many it may have.
 const NEW_FLOWS: &str = "new_flows";
 /// How many a slot was refused.
@@ -76,7 +76,9 @@ pub(crate) fn render(table: &Table, ranges: &[Range], contents: &SetContents) ->
 /// Lets a slot's packets past the guard, and its flows begin.
 pub(crate) fn admit(table: &Table, block: Block, limits: &Limits) -> Batch {
     let add = |set, element| Command::AddElements(table.clone(), set, vec![element]);
-    let mut commands = flow_chain(table, limits.flows);
+    // The usual one is part of the table.
+    let usual = limits.flows == Limits::default().flows;
+    let mut commands = if usual { Vec::new() } else { flow_chain(table, limits.flows) };
     commands.extend([
         add(NEW_FLOWS, new_flows(block, limits)),
         add(REFUSED_FLOWS, guest(block).with(State::Counter)),

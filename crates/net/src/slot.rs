@@ -242,9 +242,7 @@ impl Builder<'_> {
         }
         if parts.flows {
             let forgotten = kernel.forget_flows(block.guest());
-            let count = host_table::forget_flows(self.table, block);
-            let forgotten = forgotten.and_then(|()| absent_is_fine(kernel.apply(Place::Host, &count)));
-            parts.flows = !done(Step::Flows, forgotten);
+            parts.flows = !done(Step::Flows, forgotten.and_then(|()| self.forget_count(block)));
         }
         if let Some(policy) = parts.policy.take() {
             // Rows that could not be removed are nobody's: their number is not used again soon, and
@@ -252,6 +250,17 @@ impl Builder<'_> {
             done(Step::Policy, self.lock().release(kernel, policy));
         }
         if left.is_empty() { Ok(()) } else { Err(Box::new(Unfinished { left, parts })) }
+    }
+
+    /// Asks first: a transaction that fails costs an RCU wait, and the kernel may have forgotten by
+    /// itself.
+    fn forget_count(&self, block: Block) -> Answer<()> {
+        let element = host_table::guest(block);
+        if self.kernel.count(self.table, host_table::FLOWS, &element)?.is_none() {
+            return Ok(());
+        }
+        let forget = host_table::forget_flows(self.table, block);
+        absent_is_fine(self.kernel.apply(Place::Host, &forget))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Policies> {

@@ -208,15 +208,15 @@ impl Kernel for Linux {
         }
     }
 
-    fn count(&self, table: &Table, set: &'static str, element: &Element) -> Answer<u64> {
+    fn count(&self, table: &Table, set: &'static str, element: &Element) -> Answer<Option<u64>> {
         let mut packets = 0;
         let request = nft::element_request(table, set, &element.key);
         let done = lock(&self.netfilter).dump(&format!("{table} set {set}"), request, |m| {
             packets = nft::parse_count(m).unwrap_or(0);
         });
         match done {
-            Err(e) if e.is_absent() => Ok(0),
-            done => done.map(|()| packets),
+            Err(e) if e.is_absent() => Ok(None),
+            done => done.map(|()| Some(packets)),
         }
     }
 

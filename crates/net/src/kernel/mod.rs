@@ -127,8 +127,9 @@ pub(crate) trait Kernel: Send + Sync {
     fn apply(&self, place: Place<'_>, batch: &Batch) -> Answer<()>;
     /// The elements of a set in the host's namespace; none when the set or its table is missing.
     fn elements(&self, table: &Table, set: &'static str) -> Answer<Vec<Element>>;
-    /// Packets that the `counter` of a set's element has counted; 0 when it is not there.
-    fn count(&self, table: &Table, set: &'static str, element: &Element) -> Answer<u64>;
+    /// Packets that the `counter` of a set's element has counted, 0 when it has none; `None` when the
+    /// element is not there.
+    fn count(&self, table: &Table, set: &'static str, element: &Element) -> Answer<Option<u64>>;
     /// Every chain of the host's namespace.
     fn chains(&self) -> Answer<Vec<ChainSeen>>;
     /// The rules of a table or of one of its chains, in order; none when it is missing.

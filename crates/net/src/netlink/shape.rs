@@ -90,6 +90,26 @@ impl Shape {
 mod tests {
     use super::*;
     use crate::limits::Limits;
+    use crate::netlink::{attribute, messages, u32_at};
+
+    #[test]
+    fn the_message_has_the_kernels_layout() {
+        let shape = Shape { rate: 12_500_000_000, burst: 125_000, queue: 625_000 };
+        let bytes = shape.message(0x4000_0001).finish(1);
+        let m = messages(&bytes).next().unwrap();
+        assert_eq!(m.kind, NEWQDISC);
+        assert_eq!((u32_at(m.body, 4), u32_at(m.body, 12)), (Some(0x4000_0001), Some(TC_H_ROOT)));
+        let attrs = &m.body[20..];
+        assert_eq!(attribute(attrs, TCA_KIND), Some(&b"tbf\0"[..]));
+        let options = attribute(attrs, TCA_OPTIONS).unwrap();
+        // rate, peak rate, limit, buffer, mtu of `struct tc_tbf_qopt`.
+        let parameters = attribute(options, TCA_TBF_PARMS).unwrap();
+        let words: Vec<u32> = (0..9).map(|i| u32_at(parameters, i * 4).unwrap()).collect();
+        assert_eq!((words[2], words[5], words[6]), (u32::MAX, 0, 625_000));
+        let rate = attribute(options, TCA_TBF_RATE64).unwrap();
+        assert_eq!(u64::from_ne_bytes(rate.try_into().unwrap()), shape.rate);
+        assert_eq!(u32_at(attribute(options, TCA_TBF_BURST).unwrap(), 0), Some(shape.burst));
+    }
 
     #[test]
     fn buckets_follow_the_rate_within_bounds() {
