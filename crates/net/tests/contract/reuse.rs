@@ -181,6 +181,31 @@ fn counts_budgets_and_policy_begin_anew() {
     }
 }
 
+#[test]
+fn the_budget_of_icmp_errors_begins_anew() {
+    /// Nobody listens there.
+    const CLOSED: u16 = 4;
+    for end in ENDS {
+        let mut house = House::new((&open_policy(), Limits::default()));
+        // The server may complain as often as it likes.
+        house.world.internet.set_sysctl("net/ipv4/icmp_ratelimit", "0").unwrap();
+        let vm = house.vm();
+        for port in 0..600 {
+            let question = frame::udp(vm.guest.to(SERVER), 42_000 + port, CLOSED, b"anybody?");
+            vm.guest.send(&question).unwrap();
+            // Not faster than the 1000 a second that its kernel sends in all.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(house.stats().in_limited > 0, "{end:?}: the budget was not spent");
+        house.replace(end, (&open_policy(), Limits::default()));
+        for _ in 0..10 {
+            let outcome = house.vm().ask(Kind::Udp, SERVER, CLOSED);
+            assert!(outcome.refused(), "{end:?}: {outcome}");
+        }
+        assert_eq!(house.stats().in_limited, 0, "{end:?}");
+    }
+}
+
 /// One half of a datagram to the echo port: 24 bytes, the header in the first 16.
 fn half(vm: &Vm, first: bool) -> Vec<u8> {
     let to = vm.guest.to(SERVER);
