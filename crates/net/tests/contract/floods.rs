@@ -28,6 +28,8 @@ const IP_SUM: usize = 24;
 const SOURCE_PORT: usize = 34;
 const TCP_SUM: usize = 50;
 const UDP_SUM: usize = 40;
+const PING_SUM: usize = 36;
+const PING_ID: usize = 38;
 
 /// Replaces the 16 bits at `at` and mends the checksum at `sum` (RFC 1624, equation 3).
 fn patch(frame: &mut [u8], at: usize, sum: usize, value: u16) {
@@ -154,7 +156,7 @@ fn few_come_through(count: u32, frame: impl FnOnce(&TapGuest) -> Vec<u8>, vary: 
     let most = most_begun(start);
     let (passed, entries) = (left(&mut internet), tracked(&rig.world));
     println!("{sent} sent in {:?}, {passed} passed, {entries} entries", start.elapsed());
-    assert!(sent >= 3 * most, "only {sent} of {count} packets sent: no flood");
+    assert!(sent >= 2 * most, "only {sent} of {count} packets sent: no flood");
     // The world's own queues may lose some of the burst on a busy machine.
     assert!((500..=most).contains(&passed), "{passed} of {sent} packets left, at most {most} may");
     // The neighbour's and the host's own are few: a hundred questions a second at most.
@@ -187,6 +189,22 @@ fn row_15_a_flood_of_udp_flows_stays_within_the_guests_own_share() {
     few_come_through(65_000, datagram, |frame, i| {
         frame[SOURCE_PORT..SOURCE_PORT + 2].copy_from_slice(&(i as u16 + 1).to_be_bytes());
     });
+}
+
+#[test]
+fn row_15_a_flood_of_segments_without_a_call_stays_within_the_guests_own_share() {
+    // Connection tracking takes such a segment for the middle of a flow (`nf_conntrack_tcp_loose`).
+    let segment = |guest: &TapGuest| {
+        let flags = Flags { ack: true, ..Flags::default() };
+        frame::tcp(guest.to(NOWHERE), &Segment { to: 80, flags, ..Segment::default() })
+    };
+    few_come_through(65_000, segment, |frame, i| patch(frame, SOURCE_PORT, TCP_SUM, i as u16));
+}
+
+#[test]
+fn row_15_a_flood_of_pings_stays_within_the_guests_own_share() {
+    let ping = |guest: &TapGuest| frame::ping(guest.to(NOWHERE), 0, 1);
+    few_come_through(65_000, ping, |frame, i| patch(frame, PING_ID, PING_SUM, i as u16));
 }
 
 /// A datagram to the echo port without a checksum; its last bytes say which.
