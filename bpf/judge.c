@@ -43,6 +43,7 @@ struct __sk_buff {
 };
 
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 static u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static long (*bpf_redirect)(u32 ifindex, u64 flags) = (void *)23;
 static long (*bpf_skb_load_bytes)(const void *skb, u32 off, void *to, u32 len) = (void *)26;
@@ -51,6 +52,7 @@ static long (*bpf_redirect_peer)(u32 ifindex, u64 flags) = (void *)155;
 enum { TC_ACT_OK = 0, TC_ACT_SHOT = 2 };
 enum { MAP_HASH = 1, MAP_PERCPU_HASH = 5, MAP_LPM_TRIE = 11 };
 enum { NO_PREALLOC = 1 };
+enum { ONLY_NEW = 1 }; /* BPF_NOEXIST */
 enum { ETH_P_IP = 0x0800, ETH_P_ARP = 0x0806 };
 enum { ICMP = 1, TCP = 6, UDP = 17 };
 enum { ICMP_ECHO_REPLY = 0, ICMP_UNREACHABLE = 3, ICMP_ECHO = 8, ICMP_TIME_EXCEEDED = 11, ICMP_PARAMETER = 12 };
@@ -93,6 +95,21 @@ struct slot {
 	u32 shaped; /* what the guest sends goes through the qdisc of the veth's end */
 };
 
+/* Who refused a packet from the guest: a rule of the policy, or one of these. Shared with
+ * crates/net/src/judge.rs. */
+enum refuser {
+	BY_FORM = 0xfffffff0u, /* row 8: protocol, IP options, kind of ICMP */
+	BY_MULTICAST,          /* row 7, by the frame's address */
+	BY_GATEWAY,            /* row 11: no service */
+	BY_HOST,               /* rows 3 to 5: the map of this host */
+	BY_NOTHING,            /* no policy holds the address */
+	BY_OTHERS,             /* rules beyond RULES_COUNTED */
+	REFUSALS = 0xffffffffu /* not a refuser: the slot's own row */
+};
+/* Rules of one slot that get a count of their own, for each CPU. With the map's size it bounds
+ * what a guest under a policy of 65,536 rules can take of the map that all slots share. */
+#define RULES_COUNTED 256
+
 struct counters {
 	u64 packets[COUNTERS];
 	u64 second, errors; /* the limit's window; not for readers */
@@ -115,6 +132,17 @@ struct verdict {
 	u8 allow, fragments;
 	u8 opens; /* prefix length of the operator's `allow` that says so; else 0 */
 	u8 zero;
+};
+
+struct refusal_key {
+	u32 slot, rule;
+};
+
+/* In the slot's own row, REFUSALS: how many rows for rules this CPU has made, and the highest rule
+ * among them, so that they are found again when the slot goes. */
+struct refusals {
+	u64 packets;
+	u32 rows, highest;
 };
 
 struct host_key {
@@ -166,6 +194,14 @@ struct {
 	__type(key, struct host_key);
 	__type(value, u32);
 } hosts SEC(".maps");
+
+struct {
+	__uint(type, MAP_PERCPU_HASH);
+	__uint(map_flags, NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct refusal_key);
+	__type(value, struct refusals);
+} refusals SEC(".maps");
 
 struct ethernet {
 	u8 dst[6], src[6];
@@ -228,6 +264,47 @@ INLINE u32 shortest(u8 proto)
 	return proto == TCP ? 20 : 8;
 }
 
+/* A row of `refusals`, made where it is missing; nothing when the map is full. */
+INLINE struct refusals *refusal_row(u32 slot, u32 rule)
+{
+	struct refusal_key key = { .slot = slot, .rule = rule };
+	struct refusals zero = { 0 };
+	struct refusals *row = bpf_map_lookup_elem(&refusals, &key);
+
+	if (row)
+		return row;
+	/* Fails when another CPU was faster; its row will do. */
+	bpf_map_update_elem(&refusals, &key, &zero, ONLY_NEW);
+	return bpf_map_lookup_elem(&refusals, &key);
+}
+
+/* Counts a packet from the guest that is refused, also by what refused it. */
+static __attribute__((noinline)) int refused(u32 slot, u32 rule)
+{
+	struct refusal_key key = { .slot = slot, .rule = rule };
+	struct refusals *all = refusal_row(slot, REFUSALS);
+	struct refusals *row;
+
+	if (!all)
+		return 0;
+	all->packets++;
+	row = bpf_map_lookup_elem(&refusals, &key);
+	if (!row && rule < BY_FORM) {
+		if (all->rows >= RULES_COUNTED) {
+			rule = BY_OTHERS;
+		} else {
+			all->rows++;
+			if (rule > all->highest)
+				all->highest = rule;
+		}
+	}
+	if (!row)
+		row = refusal_row(slot, rule);
+	if (row)
+		row->packets++;
+	return 0;
+}
+
 /* The policy's row for an address, or for one of its ports. */
 INLINE struct verdict *policy_row(u32 policy, be32 address, u8 proto, u32 has_port, be16 far, u8 *allow)
 {
@@ -255,18 +332,27 @@ INLINE struct verdict *policy_row(u32 policy, be32 address, u8 proto, u32 has_po
 
 /*
  * Whether the policy and the host let a guest talk to `address`. `far` is the port at that end;
- * absent from ICMP and from a fragment other than the first.
+ * absent from ICMP and from a fragment other than the first. `by` is told who says no.
  */
-INLINE int allowed(u32 policy, be32 address, u8 proto, u32 has_port, be16 far)
+INLINE int allowed_but(u32 policy, be32 address, u8 proto, u32 has_port, be16 far, u32 *by)
 {
 	u8 allow = 0;
 	struct verdict *v = policy_row(policy, address, proto, has_port, far, &allow);
 
+	*by = v ? v->rule : BY_NOTHING;
 	if (!v || !allow)
 		return 0;
 	struct host_key key = { .prefixlen = 32, .address = address };
 	u32 *needed = bpf_map_lookup_elem(&hosts, &key);
+	*by = BY_HOST;
 	return !needed || v->opens >= *needed;
+}
+
+INLINE int allowed(u32 policy, be32 address, u8 proto, u32 has_port, be16 far)
+{
+	u32 by;
+
+	return allowed_but(policy, address, proto, has_port, far, &by);
 }
 
 #include "fragments.h"
@@ -330,14 +416,18 @@ int from_guest(struct __sk_buff *skb)
 	if (!same_mac(eth.dst, slot->gateway_mac)) {
 		/* Multicast and broadcast are refused like any address of row 7, but RFC 1122 3.2.2
 		 * forbids to answer them. */
-		if (eth.dst[0] & 1)
+		if (eth.dst[0] & 1) {
+			refused(id, BY_MULTICAST);
 			return count(c, OUT_REFUSED, TC_ACT_SHOT);
+		}
 		return count(c, OUT_FRAME, TC_ACT_SHOT);
 	}
 	if ((ip.version_ihl >> 4) != 4 || (ip.version_ihl & 15) < 5)
 		return count(c, OUT_MALFORMED, TC_ACT_SHOT);
-	if ((ip.version_ihl & 15) > 5 || (ip.proto != TCP && ip.proto != UDP && ip.proto != ICMP))
+	if ((ip.version_ihl & 15) > 5 || (ip.proto != TCP && ip.proto != UDP && ip.proto != ICMP)) {
+		refused(id, BY_FORM);
 		return count(c, OUT_REFUSED, TC_ACT_OK);
+	}
 	if (!lengths_hold(skb, &ip))
 		return count(c, OUT_MALFORMED, TC_ACT_SHOT);
 
@@ -347,17 +437,24 @@ int from_guest(struct __sk_buff *skb)
 		return count(c, OUT_MALFORMED, TC_ACT_SHOT);
 	/* A guest may ask, and complain about what it got. It is no router and no time server. */
 	if (ip.proto == ICMP && first && t.type != ICMP_ECHO && t.type != ICMP_UNREACHABLE &&
-	    t.type != ICMP_TIME_EXCEEDED && t.type != ICMP_PARAMETER)
+	    t.type != ICMP_TIME_EXCEEDED && t.type != ICMP_PARAMETER) {
+		refused(id, BY_FORM);
 		return count(c, OUT_REFUSED, TC_ACT_OK);
+	}
 
 	if (ip.dst == slot->gateway) {
-		if (ip.proto == ICMP || !first || t.dst != BE16(PORT_DNS))
+		if (ip.proto == ICMP || !first || t.dst != BE16(PORT_DNS)) {
+			refused(id, BY_GATEWAY);
 			return count(c, OUT_REFUSED, TC_ACT_OK);
+		}
 		skb->mark = MARK_SERVICE;
 		return count(c, OUT_SERVICE, TC_ACT_OK);
 	}
-	if (!allowed(slot->policy, ip.dst, ip.proto, first, t.dst))
+	u32 by;
+	if (!allowed_but(slot->policy, ip.dst, ip.proto, first, t.dst, &by)) {
+		refused(id, by);
 		return count(c, OUT_REFUSED, TC_ACT_OK);
+	}
 	if (is_fragment(&ip) && !fragment_fits(skb, id, &ip, slot->shaped))
 		return count(c, OUT_LIMITED, TC_ACT_OK);
 	count(c, OUT_ALLOWED, 0);

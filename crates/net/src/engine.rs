@@ -3,6 +3,8 @@
 //! Owns: which blocks have slots, host-wide state and its restoring, pacing. Refuses: the steps of
 //! one slot (`slot`), who decides about VMs (the daemon).
 
+mod change;
+mod explain;
 mod repair;
 
 use std::collections::btree_map::Entry;
@@ -14,16 +16,17 @@ use ipnet::Ipv4Net;
 
 use crate::error::{NetError, Step, StepError};
 use crate::host_table::{self, SetContents};
-use crate::judge::{SlotEntry, SlotStats};
+use crate::judge::SlotStats;
 use crate::kernel::{Answer, Kernel, Lease, Linux, Place};
 use crate::netlink::route::{Change, Link, LinkSettings};
 use crate::nft::{Batch, Table};
 use crate::plan::{Block, Range};
 use crate::policies::Policies;
-use crate::policy::CompiledPolicy;
 use crate::scope::Scope;
-use crate::slot::{Builder, Parts, Slot, SlotSpec, Unfinished, at};
+use crate::slot::{Builder, Parts, Slot, SlotSpec, Unfinished};
 use crate::surroundings::Surroundings;
+
+pub use explain::{Decider, HostFact, Judgement, Question, Refused, Refuser};
 
 /// Namespaces that may be going at a time. The kernel takes them away in one thread; more at once
 /// would hold up whoever makes one meanwhile (6–9 ms with 8, 75–167 ms with 256).
@@ -204,33 +207,6 @@ impl Engine {
                 left
             }
         }
-    }
-
-    /// Replaces a slot's policy. The switch is atomic: every packet is judged by the old policy or
-    /// by the new one, whole.
-    ///
-    /// # Errors
-    /// [`NetError::SetPolicy`]; the old policy still holds.
-    pub fn set_policy(&self, slot: &Slot, policy: &CompiledPolicy) -> Result<(), NetError> {
-        let block = slot.block();
-        let failed = |source| NetError::SetPolicy { block, source };
-        let mut current = slot.policy();
-        let acquired = self.policies().acquire(&*self.kernel, policy);
-        let new = at(Step::Policy, acquired).map_err(failed)?;
-        let entry = SlotEntry::new(block, new, slot.terms());
-        let switched = at(Step::Judge, self.kernel.set_slot(block.id(), &entry));
-        let unused = match &switched {
-            Ok(()) => std::mem::replace(&mut *current, new),
-            Err(_) => new,
-        };
-        let released = self.policies().release(&*self.kernel, unused);
-        switched.map_err(failed)?;
-        if let Err(error) = released {
-            // The new policy is in force; rows nobody refers to only take room.
-            tracing::warn!(%block, %error, "rows of the old policy are left in the judge's maps");
-        }
-        drop(current);
-        self.follow_policy()
     }
 
     /// Takes a slot away and waits until it is gone. The VMM must be dead; where it is not, its

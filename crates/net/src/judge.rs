@@ -18,6 +18,21 @@ pub(crate) const NEVER: u32 = 255;
 /// How many counters `judge.c` keeps for a slot.
 pub(crate) const COUNTERS: usize = 13;
 
+/// `enum refuser` of `judge.c`: row 8 of the contract.
+pub(crate) const BY_FORM: u32 = 0xffff_fff0;
+/// Row 7, by the frame's address.
+pub(crate) const BY_MULTICAST: u32 = BY_FORM + 1;
+/// Row 11: the gateway has no such service.
+pub(crate) const BY_GATEWAY: u32 = BY_FORM + 2;
+/// Rows 3 to 5: what only this host knows.
+pub(crate) const BY_HOST: u32 = BY_FORM + 3;
+/// No policy holds the address.
+pub(crate) const BY_NOTHING: u32 = BY_FORM + 4;
+/// Rules beyond those that get a count of their own.
+pub(crate) const BY_OTHERS: u32 = BY_FORM + 5;
+/// Not a refuser: the row that a slot has for itself.
+pub(crate) const REFUSALS: u32 = u32::MAX;
+
 /// Names one policy in the maps. Never reused while a slot refers to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PolicyId(pub(crate) u32);
@@ -121,7 +136,7 @@ pub(crate) fn port_rows(policy: &CompiledPolicy) -> impl Iterator<Item = PortRow
 }
 
 /// A VM's own `allow` opens nothing: it only repeats what the group allows.
-fn opens(policy: &CompiledPolicy, rule: RuleId) -> u8 {
+pub(crate) fn opens(policy: &CompiledPolicy, rule: RuleId) -> u8 {
     match policy.rule(rule) {
         Some(info) if matches!(info.origin, Origin::Allow(_)) => info.net.prefix_len(),
         _ => 0,

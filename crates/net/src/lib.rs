@@ -29,12 +29,13 @@ mod slot_table;
 mod surroundings;
 pub mod survey;
 
-pub use engine::{Engine, EngineConfig, reclaim};
+pub use engine::{Decider, Engine, EngineConfig, HostFact, Judgement, Question, Refused, Refuser, reclaim};
 pub use error::{NetError, Step, StepError};
 pub use judge::SlotStats;
 pub use kernel::KernelError;
 pub use kernel::monitor::{Change, Monitor};
 pub use limits::Limits;
+pub use netlink::conntrack::LiveFlow;
 pub use scope::{Scope, ScopeError};
 pub use slot::{Slot, SlotSpec};
 

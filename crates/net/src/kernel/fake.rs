@@ -3,6 +3,8 @@
 //! Owns: enough state to see what is left behind. Refuses: packets; it knows what exists, not what
 //! it does.
 
+mod lookup;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;

@@ -3,6 +3,8 @@
 //! Owns: the embedded object, byte layouts of keys and values (`bpf/judge.c`). Refuses: attaching
 //! (rtnetlink does that), what the rows mean (`judge`).
 
+mod lookup;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
@@ -46,6 +48,7 @@ pub(super) struct Judge {
     addresses: Mutex<AddressMap>,
     ports: Mutex<PortMap>,
     hosts: Mutex<HostMap>,
+    refusals: Mutex<lookup::RefusalMap>,
 }
 
 fn name(program: Program) -> &'static str {
@@ -74,6 +77,7 @@ impl Judge {
             addresses: Mutex::new(take(&mut programs, "addresses")?),
             ports: Mutex::new(take(&mut programs, "ports")?),
             hosts: Mutex::new(take(&mut programs, "hosts")?),
+            refusals: Mutex::new(take(&mut programs, "refusals")?),
             programs,
         })
     }
@@ -106,14 +110,16 @@ impl Judge {
             let _ = counters.remove(&id);
             let _ = lock(&self.fragments).remove(&id);
         }
-        map_answer("entry of a slot", done)
+        map_answer("entry of a slot", done)?;
+        // A rule's number is its place in one policy: under another it would be another rule's count.
+        self.forget_refusals(id)
     }
 
     pub(super) fn remove_slot(&self, id: u32) -> Answer<()> {
         let slot = absent_is_fine("entry of a slot", lock(&self.slots).remove(&id));
         let counters = absent_is_fine("counters of a slot", lock(&self.counters).remove(&id));
         let fragments = absent_is_fine("fragments of a slot", lock(&self.fragments).remove(&id));
-        slot.and(counters).and(fragments)
+        slot.and(counters).and(fragments).and(self.forget_refusals(id))
     }
 
     pub(super) fn counters(&self, id: u32) -> Answer<Counters> {

@@ -3,6 +3,8 @@
 //! Owns: the sockets in the host's namespace, the loaded judge, which call goes where. Refuses:
 //! any other process: nothing here runs `ip`, `nft` or `sysctl`.
 
+mod lookup;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;

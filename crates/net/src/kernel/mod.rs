@@ -8,6 +8,7 @@ pub(crate) mod fake;
 mod fragments;
 mod judge_maps;
 mod linux;
+pub(crate) mod lookup;
 pub(crate) mod monitor;
 mod netlink_socket;
 pub(crate) mod netns;
@@ -112,7 +113,7 @@ pub(crate) struct Lease {
 }
 
 /// Everything the engine asks of the kernel. Each call does one thing and either did it or not.
-pub(crate) trait Kernel: Send + Sync {
+pub(crate) trait Kernel: lookup::Lookup + Send + Sync {
     /// A new namespace, held by nothing but the returned descriptors.
     fn new_netns(&self) -> Answer<Netns>;
     /// Closes what a namespace was set up with. After it only one descriptor is held.
@@ -154,7 +155,7 @@ pub(crate) trait Kernel: Send + Sync {
     fn lease(&self, range: &Range) -> Answer<Result<Lease, Range>>;
 
     fn set_slot(&self, id: u32, slot: &SlotEntry) -> Answer<()>;
-    /// Removes a slot and its counters; no error when there are none.
+    /// Removes a slot, its counters and its refusals by rule; no error when there are none.
     fn remove_slot(&self, id: u32) -> Answer<()>;
     fn counters(&self, id: u32) -> Answer<Counters>;
     fn add_address(&self, policy: PolicyId, entry: &AddressEntry) -> Answer<()>;

@@ -91,8 +91,12 @@ struct Rulebook {
 
 impl Rulebook {
     fn new() -> Rulebook {
-        let public =
-            RuleInfo { text: "public Internet".to_owned(), net: Rule::ANY.net(), origin: Origin::Default };
+        let public = RuleInfo {
+            text: "public Internet".to_owned(),
+            net: Rule::ANY.net(),
+            origin: Origin::Default,
+            rule: Rule::ANY,
+        };
         Rulebook { infos: vec![public] }
     }
 
@@ -100,7 +104,7 @@ impl Rulebook {
         let mut rules = vec![DEFAULT];
         for row in FLOOR {
             let text = format!("{} {}", row.net, row.what);
-            let id = self.note(text, row.net, Origin::Floor(row.row));
+            let id = self.note(text, Rule::network(row.net), Origin::Floor(row.row));
             rules.push(Ranked { rule: Rule::network(row.net), class: Class::Floor, id });
         }
         self.add(&mut rules, group, Origin::Drop, Origin::Allow)?;
@@ -123,16 +127,16 @@ impl Rulebook {
             if class == Class::Allow {
                 refuse_what_is_never_forwarded(at, rule)?;
             }
-            let id = self.note(rule.to_string(), rule.net(), at);
+            let id = self.note(rule.to_string(), rule, at);
             rules.push(Ranked { rule, class, id });
         }
         Ok(())
     }
 
-    fn note(&mut self, text: String, net: Ipv4Net, origin: Origin) -> RuleId {
+    fn note(&mut self, text: String, rule: Rule, origin: Origin) -> RuleId {
         // At most two specs of MAX_RULES and the floor: fits.
         let id = RuleId(u32::try_from(self.infos.len()).unwrap_or(u32::MAX));
-        self.infos.push(RuleInfo { text, net, origin });
+        self.infos.push(RuleInfo { text, net: rule.net(), origin, rule });
         id
     }
 

@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 
 use super::Verdict;
 use super::ports::PortPrefix;
-use super::rule::Proto;
+use super::rule::{Proto, Rule};
 
 /// Index into [`CompiledPolicy::rules`]; travels through the kernel with every event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,6 +59,8 @@ pub struct RuleInfo {
     pub net: Ipv4Net,
     /// Where it was written.
     pub origin: Origin,
+    /// The rule itself, for who asks which packets it is about.
+    pub rule: Rule,
 }
 
 /// One network. The entry with the longest prefix that holds an address is the only one that

@@ -19,6 +19,7 @@
 
 mod compile;
 mod compiled;
+mod effect;
 mod floor;
 mod layer;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use compile::{CompileError, MAX_PORT_ENTRIES, MAX_RULES, compile, compile_narrowed};
 pub use compiled::{CompiledPolicy, Entry, Origin, PortEntry, PortsId, RuleId, RuleInfo};
+pub use effect::Effect;
 pub use floor::{FLOOR, FloorRow};
 pub use ports::{PortPrefix, PortRange};
 pub use rule::{ParseRuleError, Proto, Rule};

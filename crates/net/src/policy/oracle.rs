@@ -234,6 +234,92 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// Lines for people say what the compiled form says: the longest network, then its ports.
+    #[test]
+    fn effects_say_what_is_judged(group in spec(), vm in spec(), mut packets in packets()) {
+        let policy = compile_narrowed(&group, &vm).unwrap();
+        packets.extend(all_edges(&group).into_iter().step_by(29));
+        let effects = policy.effects();
+        let mut open = false;
+        for p in packets {
+            let holds = |e: &&Effect| e.net.contains(&p.addr) && match (e.ports, p.port) {
+                (None, _) => true,
+                (Some((proto, first, last)), Some(port)) => proto == p.proto && (first..=last).contains(&port),
+                (Some(_), None) => false,
+            };
+            let line = effects.iter().filter(holds).max_by_key(|e| (e.net.prefix_len(), e.ports.is_some()));
+            let (verdict, rule) = policy.judge(p.addr, p.proto, p.port);
+            prop_assert_eq!(line.map(|e| (e.verdict, e.rule)), Some((verdict, rule)), "{:?}", p);
+            open |= verdict == Verdict::Allow;
+            let about = policy.rules_about(p.addr, p.proto, p.port);
+            prop_assert!(about.contains(&rule), "{:?}: {:?} is not about it", p, rule);
+            let groups = about.iter().find(|r| {
+                !matches!(policy.rule(**r).unwrap().origin, Origin::VmDrop(_) | Origin::VmAllow(_))
+            });
+            let (outer, by) = oracle(&group, true, p);
+            prop_assert_eq!(groups.and_then(|r| policy.rule(*r)).map(|i| i.origin), Some(by), "{:?}", outer);
+        }
+        prop_assert!(!(open && policy.reaches_nothing()));
+    }
+
+    #[test]
+    fn a_policy_that_reaches_nothing_has_no_open_line(group in spec()) {
+        let policy = compile(&group).unwrap();
+        let open = policy.effects().iter().any(|e| e.verdict == Verdict::Allow);
+        prop_assert_eq!(policy.reaches_nothing(), !open);
+    }
+}
+
+#[test]
+fn egress_none_is_known_however_it_is_written() {
+    let none = |drop: &[&str], allow: &[&str]| compile(&parse(drop, allow)).unwrap().reaches_nothing();
+    assert!(none(&["0.0.0.0/0"], &[]));
+    assert!(none(&["0.0.0.0/1", "128.0.0.0/1"], &[]));
+    assert!(none(&["0.0.0.0/2", "64.0.0.0/2", "128.0.0.0/1"], &[]));
+    assert!(none(&["0.0.0.0/0", "8.8.8.8:53"], &[]));
+    assert!(none(&["0.0.0.0/0", "8.8.8.8"], &["8.8.8.8"]), "dropped at the same length");
+    assert!(none(&["0.0.0.0/0", "8.8.8.0/25", "8.8.8.128/25"], &["8.8.8.0/24"]), "opened, and hidden");
+    assert!(!none(&[], &[]));
+    assert!(!none(&["0.0.0.0/1"], &[]));
+    assert!(!none(&["0.0.0.0/1", "128.0.0.0/2"], &[]));
+    assert!(!none(&["0.0.0.0/0:1-65535"], &[]), "ICMP passes");
+    assert!(!none(&["0.0.0.0/0"], &["8.8.8.8:53/udp"]));
+    let all = parse(&["0.0.0.0/0"], &[]);
+    let narrowed = compile_narrowed(&PolicySpec::default(), &all).unwrap();
+    assert!(narrowed.reaches_nothing(), "by the VM's own lists");
+    let more = parse(&["0.0.0.0/0"], &["8.8.8.8"]);
+    assert!(!compile_narrowed(&PolicySpec::default(), &more).unwrap().reaches_nothing());
+    assert!(compile_narrowed(&all, &more).unwrap().reaches_nothing(), "a VM's allow opens nothing");
+}
+
+#[test]
+fn the_ends_of_the_address_space() {
+    use Verdict::{Allow, Refuse};
+    let tcp = |policy: &CompiledPolicy, addr: &str| verdict(policy, addr, Proto::Tcp, Some(65535));
+    let ends = compile(&parse(&["1.0.0.0", "223.255.255.255"], &[])).unwrap();
+    for (addr, expected) in [
+        ("0.0.0.0", Refuse),
+        ("0.255.255.255", Refuse),
+        ("1.0.0.0", Refuse),
+        ("1.0.0.1", Allow),
+        ("223.255.255.254", Allow),
+        ("223.255.255.255", Refuse),
+        ("224.0.0.0", Refuse),
+        ("255.255.255.254", Refuse),
+        ("255.255.255.255", Refuse),
+    ] {
+        assert_eq!(tcp(&ends, addr), expected, "{addr}");
+    }
+    let last = compile(&parse(&["255.255.255.255", "0.0.0.0", "0.0.0.0"], &["0.0.0.0/0"])).unwrap();
+    assert_well_formed(&last);
+    assert_eq!(last.judge(Ipv4Addr::BROADCAST, Proto::Udp, Some(1)).0, Refuse);
+    assert_eq!(judged(&last, packet(Ipv4Addr::BROADCAST, 1, 1)).1, Origin::Drop(0));
+    assert_eq!(judged(&last, packet(Ipv4Addr::UNSPECIFIED, 1, 1)).1, Origin::Drop(1), "the first of two");
+}
+
 fn parse(drop: &[&str], allow: &[&str]) -> PolicySpec {
     let list = |l: &[&str]| l.iter().map(|s| s.parse().unwrap()).collect();
     PolicySpec { drop: list(drop), allow: list(allow) }

@@ -5,7 +5,9 @@
 //! control in the same test; where it can be, it is asserted three ways: the answer the guest got,
 //! the judge's counters, a sniffer on the far side. Needs root; fails without, never skips.
 
+mod change;
 mod chaos;
+mod explain;
 mod floods;
 mod forged_frames;
 mod forged_packets;
