@@ -1,10 +1,11 @@
 //! Three slots in the range 169.254.100.0/22 of the network namespace it is started in, held until
-//! it is killed: the process that `tests/crash.rs` kills. Needs root; run it in a namespace of its own.
+//! it is killed: the process that `tests/crash.rs` and `tests/adopt.rs` kill. Needs root; run it in a namespace of its own.
 
 use enisle_net::plan::Range;
 use enisle_net::policy::{PolicySpec, compile};
 use enisle_net::{Engine, EngineConfig, Limits, SlotSpec};
 use std::error::Error;
+use std::os::fd::AsRawFd;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let range: Range = "169.254.100.0/22".parse()?;
@@ -22,7 +23,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         slots.push(engine.create(&spec)?);
     }
+    let namespaces: Vec<String> = slots.iter().map(|slot| slot.netns().as_raw_fd().to_string()).collect();
     println!("slots: {}", slots.len());
+    println!("namespaces: {}", namespaces.join(" "));
     loop {
         std::thread::park();
     }

@@ -3,9 +3,13 @@
 //! Owns: which blocks have slots, host-wide state and its restoring, pacing. Refuses: the steps of
 //! one slot (`slot`), who decides about VMs (the daemon).
 
+mod adopt;
 mod change;
 mod explain;
+mod leftovers;
 mod repair;
+
+pub use leftovers::{NetLeftovers, leftovers};
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +22,7 @@ use crate::error::{NetError, Step, StepError};
 use crate::host_table::{self, SetContents};
 use crate::judge::SlotStats;
 use crate::kernel::{Answer, Kernel, Lease, Linux, Place};
+use crate::limits::Limits;
 use crate::netlink::route::{Change, Link, LinkSettings};
 use crate::nft::{Batch, Table};
 use crate::plan::{Block, Range};
@@ -62,6 +67,8 @@ struct State {
     sets: SetContents,
     /// Slots that could not be taken away whole. Their blocks stay in `sets.slots`.
     unfinished: BTreeMap<Block, Parts>,
+    /// Slots of an earlier run that are to be adopted. Their blocks are in `sets.slots`, too.
+    expected: BTreeSet<Block>,
     /// The judge's map of what only this host knows.
     hosts: BTreeMap<Ipv4Net, u32>,
     /// The whole host was a router at the last look.
@@ -90,11 +97,14 @@ impl Engine {
     /// [`NetError::RangeInUse`] and [`NetError::RangesOverlap`] for a range that cannot be had.
     /// Nothing is left behind.
     pub fn open(config: EngineConfig) -> Result<Engine, NetError> {
-        let kernel = Linux::open().map_err(NetError::Open)?;
-        Engine::open_on(Arc::new(kernel), config)
+        Engine::open_beside(config, &[])
     }
 
-    pub(crate) fn open_on(kernel: Arc<dyn Kernel>, config: EngineConfig) -> Result<Engine, NetError> {
+    pub(crate) fn open_on(
+        kernel: Arc<dyn Kernel>,
+        config: EngineConfig,
+        survivors: &[(Block, Limits)],
+    ) -> Result<Engine, NetError> {
         let EngineConfig { scope, ranges } = config;
         distinct(&ranges)?;
         let around = look(&*kernel)?;
@@ -116,6 +126,11 @@ impl Engine {
             policies: Mutex::default(),
             going: Gate::new(GOING_AT_ONCE),
         };
+        {
+            let mut state = engine.lock();
+            state.expected.extend(survivors.iter().map(|(block, _)| block));
+            state.sets.slots.extend(survivors.iter().copied());
+        }
         engine.settle(&around)?;
         Ok(engine)
     }
@@ -405,7 +420,7 @@ impl Engine {
 /// [`NetError::Open`] and [`NetError::Host`].
 pub fn reclaim(scope: Scope) -> Result<usize, NetError> {
     let kernel = Linux::open().map_err(NetError::Open)?;
-    let engine = Engine::open_on(Arc::new(kernel), EngineConfig { scope, ranges: Vec::new() })?;
+    let engine = Engine::open_on(Arc::new(kernel), EngineConfig { scope, ranges: Vec::new() }, &[])?;
     let links = engine.reclaim()?;
     engine.close()?;
     Ok(links)
@@ -536,7 +551,9 @@ impl NetError {
     #[must_use]
     pub fn left(&self) -> &[StepError] {
         match self {
-            NetError::Create { left, .. } | NetError::Remove { left, .. } => left,
+            NetError::Create { left, .. } | NetError::Adopt { left, .. } | NetError::Remove { left, .. } => {
+                left
+            }
             _ => &[],
         }
     }

@@ -129,6 +129,22 @@ pub enum NetError {
         /// What could not be undone.
         left: Vec<StepError>,
     },
+    /// A slot of an earlier run could not be taken over. It was taken away, but for `left`.
+    #[error("cannot adopt the slot of `{vm_name}` ({block}); it is cut off{}", Left(.left))]
+    Adopt {
+        /// The VM.
+        vm_name: String,
+        /// Its block.
+        block: Block,
+        /// The step that failed.
+        #[source]
+        source: StepError,
+        /// What could not be taken away.
+        left: Vec<StepError>,
+    },
+    /// A block to adopt that was not announced when the engine was opened, or adopted already.
+    #[error("block {0} is not one of the survivors this engine was opened beside")]
+    NotExpected(Block),
     /// A slot's policy could not be changed; the old one holds.
     #[error("cannot change the policy of slot {block}; the old one holds")]
     SetPolicy {

@@ -27,7 +27,7 @@ fn policy(allow: &[&str]) -> CompiledPolicy {
 
 fn open(kernel: &Arc<Fake>) -> Result<Engine, NetError> {
     let kernel = Arc::clone(kernel);
-    Engine::open_on(kernel, EngineConfig { scope: Scope::new(7), ranges: vec![range()] })
+    Engine::open_on(kernel, EngineConfig { scope: Scope::new(7), ranges: vec![range()] }, &[])
 }
 
 fn spec<'a>(i: u32, policy: &'a CompiledPolicy) -> SlotSpec<'a> {
@@ -211,6 +211,42 @@ fn several_policies_change_all_or_none() {
         assert_eq!(engine.compare(&slots[0], &new[0]).unwrap(), Vec::<String>::new(), "call {n}");
     }
     assert!(refused > 10 && refused < calls, "{refused} of {calls}");
+}
+
+#[test]
+fn a_slot_is_adopted_whole_or_taken_away() {
+    let policy = policy(&["192.168.1.10:5432", "10.1.0.0/16"]);
+    // A daemon that died: its maps went with it, links and table stay.
+    let crashed = || {
+        let kernel = Arc::new(Fake::with_uplink());
+        let engine = open(&kernel).unwrap();
+        std::mem::forget(engine.create(&spec(0, &policy)).unwrap());
+        kernel.lose_maps();
+        kernel
+    };
+    let beside = |kernel: &Arc<Fake>| {
+        let config = EngineConfig { scope: Scope::new(7), ranges: vec![range()] };
+        Engine::open_on(Arc::<Fake>::clone(kernel), config, &[(block(0), Limits::default())]).unwrap()
+    };
+    let netns = || std::fs::File::open("/dev/null").unwrap().into();
+    let kernel = crashed();
+    let engine = beside(&kernel);
+    kernel.refuse([]);
+    std::mem::forget(engine.adopt(&spec(0, &policy), netns()).unwrap());
+    let (complete, calls) = (kernel.state(), kernel.calls());
+    assert!(complete.slots.contains_key(&block(0).id()));
+    for n in 1..=calls {
+        let kernel = crashed();
+        let engine = beside(&kernel);
+        kernel.refuse([n]);
+        let adopted = engine.adopt(&spec(0, &policy), netns());
+        kernel.refuse([]);
+        assert!(adopted.is_err(), "call {n}");
+        let state = kernel.state();
+        assert!(!state.links.contains_key(&block(0).host_ifindex()), "call {n}: not cut off");
+        assert!(state.slots.is_empty() && state.addresses.is_empty() && state.ports.is_empty(), "call {n}");
+        assert!(engine.create(&spec(0, &policy)).map(std::mem::forget).is_ok(), "call {n}: not free");
+    }
 }
 
 #[test]

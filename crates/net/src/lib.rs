@@ -29,7 +29,10 @@ mod slot_table;
 mod surroundings;
 pub mod survey;
 
-pub use engine::{Decider, Engine, EngineConfig, HostFact, Judgement, Question, Refused, Refuser, reclaim};
+pub use engine::{
+    Decider, Engine, EngineConfig, HostFact, Judgement, NetLeftovers, Question, Refused, Refuser, leftovers,
+    reclaim,
+};
 pub use error::{NetError, Step, StepError};
 pub use judge::SlotStats;
 pub use kernel::KernelError;

@@ -8,6 +8,8 @@
 //! Owns: the order of steps and of their undoing. Refuses: which blocks are free, host-wide state
 //! (`engine`).
 
+mod adopt;
+
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -149,9 +151,13 @@ impl Builder<'_> {
             Ok(made) => made,
             Err(error) => return Err((error, self.take_away(spec.block, parts).err())),
         };
+        Ok(self.slot(spec.block, netns, &entry))
+    }
+
+    fn slot(&self, block: Block, netns: Netns, entry: &SlotEntry) -> Slot {
         let kernel = Arc::clone(self.kernel);
         let terms = Terms { shaped: entry.shaped, fragments_from: entry.fragments_from };
-        Ok(Slot { block: spec.block, netns, kernel, policy: Mutex::new(entry.policy), terms })
+        Slot { block, netns, kernel, policy: Mutex::new(entry.policy), terms }
     }
 
     fn build(&self, spec: &SlotSpec<'_>, parts: &mut Parts) -> Result<(Netns, SlotEntry), StepError> {
@@ -306,6 +312,13 @@ fn shapes(spec: &SlotSpec<'_>) -> impl Iterator<Item = Change> {
     let mtu = spec.mtu;
     let on = move |index, mbit: Option<u32>| mbit.map(|mbit| Change::Shape(index, Shape::new(mbit, mtu)));
     [on(spec.block.tap_ifindex(), mbit_down), on(spec.block.peer_ifindex(), mbit_up)].into_iter().flatten()
+}
+
+/// The interfaces that [`shapes`] leaves alone.
+fn unshaped(spec: &SlotSpec<'_>) -> impl Iterator<Item = u32> {
+    let Limits { mbit_up, mbit_down, .. } = spec.limits;
+    let off = |index, mbit: Option<u32>| mbit.is_none().then_some(index);
+    [off(spec.block.tap_ifindex(), mbit_down), off(spec.block.peer_ifindex(), mbit_up)].into_iter().flatten()
 }
 
 /// Inside: nothing is routed (a new namespace inherits the host's `ip_forward`), no IPv6 address,

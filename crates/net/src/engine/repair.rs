@@ -101,9 +101,11 @@ impl Engine {
         Ok(guarded && Some(self.read_table()?) == state.repairs.table)
     }
 
-    /// Slots that are neither being made nor taken away.
+    /// Slots that are neither being made, adopted nor taken away.
     fn settled(&self, state: &State) -> impl Iterator<Item = Block> {
-        let going = |b: &Block| state.busy.contains(b) || state.unfinished.contains_key(b);
+        let going = |b: &Block| {
+            state.busy.contains(b) || state.expected.contains(b) || state.unfinished.contains_key(b)
+        };
         state.sets.slots.keys().filter(move |b| !going(b)).copied()
     }
 

@@ -75,6 +75,15 @@ impl Fake {
         lock(&self.calls).made
     }
 
+    /// What the death of the daemon takes away: nothing holds the maps but its programs.
+    pub(crate) fn lose_maps(&self) {
+        let mut state = lock(&self.state);
+        state.slots.clear();
+        state.addresses.clear();
+        state.ports.clear();
+        state.hosts.clear();
+    }
+
     /// Refuses these calls, counted from now on.
     pub(crate) fn refuse(&self, calls: impl IntoIterator<Item = u32>) {
         let mut own = lock(&self.calls);
@@ -104,6 +113,12 @@ impl Kernel for Fake {
     fn new_netns(&self) -> Answer<Netns> {
         let mut state = self.call("new_netns")?;
         let fd: OwnedFd = File::open("/dev/null").map_err(|e| KernelError::new("fake", e))?.into();
+        state.namespaces.insert(fd.as_raw_fd(), None);
+        Ok(Netns { fd, inside: None, queue: Mutex::new(None) })
+    }
+
+    fn enter_netns(&self, fd: OwnedFd) -> Answer<Netns> {
+        let mut state = self.call("enter_netns")?;
         state.namespaces.insert(fd.as_raw_fd(), None);
         Ok(Netns { fd, inside: None, queue: Mutex::new(None) })
     }
@@ -147,6 +162,10 @@ impl Kernel for Fake {
 
     fn attach(&self, _: &Netns, _: u32, _: Program) -> Answer<()> {
         self.call("attach").map(drop)
+    }
+
+    fn reattach(&self, _: &Netns, _: u32, _: Program) -> Answer<()> {
+        self.call("reattach").map(drop)
     }
 
     fn apply(&self, place: Place<'_>, batch: &Batch) -> Answer<()> {

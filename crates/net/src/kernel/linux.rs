@@ -139,6 +139,10 @@ impl Kernel for Linux {
         netns::create().map_err(|e| KernelError::new("unshare(CLONE_NEWNET)", e))
     }
 
+    fn enter_netns(&self, netns: OwnedFd) -> Answer<Netns> {
+        netns::enter(netns).map_err(|e| KernelError::new("opening a microVM's namespace", e))
+    }
+
     fn seal(&self, netns: &mut Netns) {
         netns.inside = None;
     }
@@ -191,6 +195,12 @@ impl Kernel for Linux {
         let (fd, name) = self.judge.program(program)?;
         let message = route::classifier(index, fd.as_raw_fd(), name);
         lock(&inside(netns)?.route).request("RTM_NEWTFILTER bpf", message)
+    }
+
+    fn reattach(&self, netns: &Netns, index: u32, program: Program) -> Answer<()> {
+        let (fd, name) = self.judge.program(program)?;
+        let message = route::other_classifier(index, fd.as_raw_fd(), name);
+        lock(&inside(netns)?.route).request("RTM_NEWTFILTER bpf, replacing", message)
     }
 
     fn apply(&self, place: Place<'_>, batch: &Batch) -> Answer<()> {

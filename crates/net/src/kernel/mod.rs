@@ -116,6 +116,8 @@ pub(crate) struct Lease {
 pub(crate) trait Kernel: lookup::Lookup + Send + Sync {
     /// A new namespace, held by nothing but the returned descriptors.
     fn new_netns(&self) -> Answer<Netns>;
+    /// Opens a namespace that exists already, to change what is in it.
+    fn enter_netns(&self, netns: OwnedFd) -> Answer<Netns>;
     /// Closes what a namespace was set up with. After it only one descriptor is held.
     fn seal(&self, netns: &mut Netns);
     fn create_tap(&self, netns: &Netns, tap: &TapSpec) -> Answer<()>;
@@ -125,6 +127,9 @@ pub(crate) trait Kernel: lookup::Lookup + Send + Sync {
     fn change(&self, place: Place<'_>, change: &Change) -> Answer<()>;
     /// Puts one of the judge's programs on the ingress of an interface inside.
     fn attach(&self, netns: &Netns, index: u32, program: Program) -> Answer<()>;
+    /// Puts another program in the place of the one that [`Kernel::attach`] attached, in one step;
+    /// refused where there is none.
+    fn reattach(&self, netns: &Netns, index: u32, program: Program) -> Answer<()>;
     fn apply(&self, place: Place<'_>, batch: &Batch) -> Answer<()>;
     /// The elements of a set in the host's namespace; none when the set or its table is missing.
     fn elements(&self, table: &Table, set: &'static str) -> Answer<Vec<Element>>;

@@ -54,6 +54,18 @@ pub(super) fn create() -> io::Result<Netns> {
     })
 }
 
+/// Opens sockets in a namespace that exists already. The queue of its tap is somebody else's.
+pub(super) fn enter(fd: OwnedFd) -> io::Result<Netns> {
+    let open = || -> io::Result<Inside> {
+        Ok(Inside {
+            route: Mutex::new(NetlinkSocket::open(NETLINK_ROUTE)?),
+            netfilter: Mutex::new(NetlinkSocket::open(NETLINK_NETFILTER)?),
+        })
+    };
+    let inside = run_in(fd.as_fd(), open)??;
+    Ok(Netns { fd, inside: Some(inside), queue: Mutex::new(None) })
+}
+
 #[expect(unsafe_code, reason = "rustix marks unshare unsafe for CLONE_FILES, which is not used here")]
 fn new_network() -> io::Result<()> {
     // SAFETY: only CLONE_NEWNET is passed; no file table is unshared.

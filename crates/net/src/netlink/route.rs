@@ -8,7 +8,7 @@ use std::os::fd::RawFd;
 
 use ipnet::Ipv4Net;
 
-use super::shape::Shape;
+use super::shape::{Shape, unshape};
 use super::{Message, Received, attribute, flags, u32_at};
 use crate::plan::MacAddr;
 
@@ -67,6 +67,8 @@ const CLSACT_HANDLE: u32 = 0xffff_0000;
 const CLSACT_PARENT: u32 = 0xffff_fff1;
 const INGRESS_PARENT: u32 = 0xffff_fff2;
 const ETH_P_ALL: u16 = 3;
+/// Priority 1, every protocol: the filter's key beside its handle.
+const INGRESS_FILTER: u32 = (1 << 16) | ETH_P_ALL.to_be() as u32;
 const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 
 /// A veth whose peer is born in another namespace.
@@ -111,6 +113,8 @@ pub(crate) enum Change {
     Neighbour(u32, Ipv4Addr, MacAddr),
     Clsact(u32),
     Shape(u32, Shape),
+    /// Absent where it has no shape.
+    Unshape(u32),
     DeleteLink(u32),
     DeleteGroup(u32),
 }
@@ -130,6 +134,7 @@ impl Change {
             Change::Neighbour(..) => "RTM_NEWNEIGH",
             Change::Clsact(_) => "RTM_NEWQDISC clsact",
             Change::Shape(..) => "RTM_NEWQDISC tbf",
+            Change::Unshape(_) => "RTM_DELQDISC",
             Change::DeleteLink(_) => "RTM_DELLINK",
             Change::DeleteGroup(_) => "RTM_DELLINK by group",
         }
@@ -174,6 +179,7 @@ impl Change {
                 m
             }
             Change::Shape(index, shape) => shape.message(*index),
+            Change::Unshape(index) => unshape(*index),
             Change::DeleteLink(index) => Message::new(DELLINK, 0).put(&ifinfo(*index, 0)),
             Change::DeleteGroup(group) => {
                 let mut m = Message::new(DELLINK, 0).put(&ifinfo(0, 0));
@@ -193,8 +199,17 @@ fn host_route(how: u16, index: u32, to: Ipv4Addr) -> Message {
 
 /// Attaches a loaded classifier, direct action, at `index`'s ingress.
 pub(crate) fn classifier(index: u32, program: RawFd, name: &str) -> Message {
-    let info = (1 << 16) | u32::from(ETH_P_ALL.to_be());
-    let mut m = traffic(NEWTFILTER, index, 1, INGRESS_PARENT, info);
+    with_program(traffic(NEWTFILTER, index, 1, INGRESS_PARENT, INGRESS_FILTER), program, name)
+}
+
+/// Puts a loaded classifier in the place of the one that [`classifier`] attached. cls_bpf swaps the
+/// two under RCU: every packet meets one of them. Without `NLM_F_CREATE` it makes none.
+pub(crate) fn other_classifier(index: u32, program: RawFd, name: &str) -> Message {
+    let header = Message::new(NEWTFILTER, flags::REPLACE);
+    with_program(traffic_header(header, index, 1, INGRESS_PARENT, INGRESS_FILTER), program, name)
+}
+
+fn with_program(mut m: Message, program: RawFd, name: &str) -> Message {
     m.attr_str(1, "bpf").nest(2, |m| {
         m.attr(6, &program.to_ne_bytes()).attr_str(7, name).attr_u32(8, TCA_BPF_FLAG_ACT_DIRECT);
     });
@@ -202,7 +217,12 @@ pub(crate) fn classifier(index: u32, program: RawFd, name: &str) -> Message {
 }
 
 fn traffic(kind: u16, index: u32, handle: u32, parent: u32, info: u32) -> Message {
-    Message::new(kind, flags::CREATE | flags::EXCL)
+    traffic_header(Message::new(kind, flags::CREATE | flags::EXCL), index, handle, parent, info)
+}
+
+/// `struct tcmsg`.
+fn traffic_header(message: Message, index: u32, handle: u32, parent: u32, info: u32) -> Message {
+    message
         .put(&concat(&[AF_UNSPEC, 0, 0, 0], index))
         .put(&handle.to_ne_bytes())
         .put(&parent.to_ne_bytes())

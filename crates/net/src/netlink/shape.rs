@@ -10,6 +10,7 @@
 use super::{Message, flags};
 
 const NEWQDISC: u16 = 36;
+const DELQDISC: u16 = 37;
 const TC_H_ROOT: u32 = 0xffff_ffff;
 /// `1:` of tc.
 const HANDLE: u32 = 0x0001_0000;
@@ -44,6 +45,21 @@ pub(crate) struct Shape {
     pub(crate) queue: u32,
 }
 
+/// Takes the root qdisc of interface `index` away: absent where it never had one.
+pub(crate) fn unshape(index: u32) -> Message {
+    root(Message::new(DELQDISC, 0), index, 0)
+}
+
+/// `struct tcmsg`.
+fn root(message: Message, index: u32, handle: u32) -> Message {
+    message
+        .put(&[0; 4])
+        .put(&index.to_ne_bytes())
+        .put(&handle.to_ne_bytes())
+        .put(&TC_H_ROOT.to_ne_bytes())
+        .put(&[0; 4])
+}
+
 impl Shape {
     /// For `mbit` · 10^6 bits a second on a link of this MTU.
     pub(crate) fn new(mbit: u32, mtu: u32) -> Shape {
@@ -57,14 +73,9 @@ impl Shape {
         }
     }
 
-    /// The root qdisc of interface `index`.
+    /// The root qdisc of interface `index`, in the place of one that is there.
     pub(crate) fn message(&self, index: u32) -> Message {
-        let mut m = Message::new(NEWQDISC, flags::CREATE | flags::EXCL)
-            .put(&[0; 4])
-            .put(&index.to_ne_bytes())
-            .put(&HANDLE.to_ne_bytes())
-            .put(&TC_H_ROOT.to_ne_bytes())
-            .put(&[0; 4]);
+        let mut m = root(Message::new(NEWQDISC, flags::CREATE | flags::REPLACE), index, HANDLE);
         m.attr_str(TCA_KIND, "tbf").nest(TCA_OPTIONS, |m| {
             m.attr(TCA_TBF_PARMS, &self.parameters())
                 .attr(TCA_TBF_RATE64, &self.rate.to_ne_bytes())
