@@ -32,6 +32,24 @@ pub enum VmmError {
         #[source]
         source: Cause,
     },
+    /// A microVM of another daemon is not alive and whole.
+    #[error("microVM {vm}: not there to be adopted")]
+    NoSurvivor {
+        /// The microVM's name.
+        vm: String,
+        /// What is missing.
+        #[source]
+        source: Cause,
+    },
+    /// A running microVM could not be taken over; it is as it was.
+    #[error("microVM {vm}: could not be adopted")]
+    Adopt {
+        /// The microVM's name.
+        vm: String,
+        /// What failed.
+        #[source]
+        source: Cause,
+    },
     /// No back end can be used on this machine.
     #[error("no usable VMM on this machine")]
     Unusable(#[source] Cause),

@@ -2,12 +2,16 @@
 //! the same after a failed launch, a kill, a crash, and an orderly end.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::AsyncReadExt;
+use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::process::Child;
 use tokio::task::JoinHandle;
@@ -15,9 +19,11 @@ use tokio::time::timeout;
 
 use crate::cgroup::Cgroup;
 use crate::confine::Spawned;
-use crate::error::{Cause, Said};
+use crate::error::{Cause, OnPath, Said};
 use crate::machine::describe;
 use crate::pace::Pace;
+use crate::survivor::Pinned;
+use crate::vsock::register;
 
 /// How much of what a process said is kept for its obituary.
 const SAID_BYTES: usize = 4 << 10;
@@ -60,12 +66,21 @@ impl Tail {
     }
 }
 
+/// How a process is waited for and killed.
+#[derive(Debug)]
+enum Handle {
+    /// We started it.
+    Child(Child),
+    /// A daemon that is dead started it: it is init's child now, and tells its status to init.
+    Adopted(AsyncFd<OwnedFd>),
+}
+
 /// One process of the VM.
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) name: &'static str,
     pub(crate) pid: u32,
-    child: Child,
+    handle: Handle,
     said: Tail,
     reader: Option<JoinHandle<()>>,
 }
@@ -77,14 +92,34 @@ impl Process {
         let pid = child.id().ok_or(Cause::Gone)?;
         let said = Tail::default();
         let reader = Some(tokio::spawn(listen(stderr, said.clone())));
-        Ok(Self { name, pid, child, said, reader })
+        Ok(Self { name, pid, handle: Handle::Child(child), said, reader })
+    }
+
+    /// A process that another daemon has started, and its standard error.
+    pub(crate) fn adopted(
+        name: &'static str,
+        process: Pinned,
+        stderr: Option<pipe::Receiver>,
+    ) -> Result<Self, Cause> {
+        let Pinned { pid, fd } = process;
+        let said = Tail::default();
+        let reader = stderr.map(|stderr| tokio::spawn(listen(stderr, said.clone())));
+        let fd = register(fd).on("watch process", format!("/proc/{pid}"))?;
+        Ok(Self { name, pid, handle: Handle::Adopted(fd), said, reader })
     }
 
     /// Resolves when the process has ended. May be dropped and called again.
     pub(crate) async fn ended(&mut self) -> Ended {
-        match self.child.wait().await {
-            Ok(status) => Ended::With(status),
-            Err(error) => Ended::Unknown(error.to_string()),
+        match &mut self.handle {
+            Handle::Child(child) => match child.wait().await {
+                Ok(status) => Ended::With(status),
+                Err(error) => Ended::Unknown(error.to_string()),
+            },
+            // Readable from its end on (pidfd_open(2)); readiness is left as it is.
+            Handle::Adopted(pidfd) => match pidfd.readable().await {
+                Ok(_) => Ended::Unknown("it was adopted: the kernel told another parent".into()),
+                Err(error) => Ended::Unknown(error.to_string()),
+            },
         }
     }
 
@@ -105,7 +140,14 @@ impl Process {
     }
 
     async fn kill(&mut self) -> Result<(), String> {
-        if let Err(error) = self.child.start_kill() {
+        let killed = match &mut self.handle {
+            Handle::Child(child) => child.start_kill(),
+            Handle::Adopted(pidfd) => match pidfd_send_signal(pidfd.get_ref(), Signal::KILL) {
+                Err(Errno::SRCH) => Ok(()),
+                sent => sent.map_err(Into::into),
+            },
+        };
+        if let Err(error) = killed {
             return Err(format!("{} (pid {}): {error}", self.name, self.pid));
         }
         if timeout(DEATH_LIMIT, self.ended()).await.is_err() {

@@ -5,8 +5,12 @@
 //! Refuses: to know networks, guest protocols, policies or the API. A network interface
 //! arrives as an open tap queue, a namespace as a descriptor.
 //!
+//! A microVM outlives the daemon that launched it: its processes hold all they need, and listen
+//! for the next one. Only dropping a [`Machine`] while the runtime lives ends it.
+//!
 //! Entry points: [`detect`] chooses a back end, [`Vmm::launch`] makes a [`Machine`],
-//! [`kill_leftovers`] sweeps what a daemon that died has left running.
+//! [`Survivor::find`] and [`Vmm::adopt`] take over one of a daemon that died,
+//! [`kill_leftovers`] sweeps what else that daemon has left running.
 
 mod cgroup;
 mod confine;
@@ -21,19 +25,21 @@ mod program;
 mod qemu;
 mod spec;
 mod supervise;
+mod survivor;
 mod vsock;
 
 use std::future::Future;
 use std::pin::Pin;
 
-pub use cgroup::kill_leftovers;
+pub use cgroup::{Leftover, kill_group, kill_leftovers, kill_leftovers_except, leftovers};
 pub use console::{Console, ConsoleChunk, ConsoleStream};
 pub use detect::{AcceleratorChoice, DetectOptions, Detected, detect};
 pub use error::{Cause, Said, Step, VmmError};
 pub use machine::{Exit, ExitReason, Machine};
 pub use probe::{ProbeSpec, probe};
 pub use qemu::Qemu;
-pub use spec::{CgroupSpec, ConsoleSpec, Disk, DiskFormat, Ids, MachineSpec, Nic};
+pub use spec::{AdoptSpec, CgroupSpec, ConsoleSpec, Disk, DiskFormat, Ids, MachineSpec, Nic};
+pub use survivor::{Survivor, start_ticks};
 
 /// A boxed future that may move between threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -80,4 +86,14 @@ pub trait Vmm: Send + Sync {
     /// # Errors
     /// [`VmmError::Launch`] with the step that failed and what the processes said.
     fn launch(&self, spec: MachineSpec) -> BoxFuture<'static, Result<Machine, VmmError>>;
+
+    /// Takes over a running microVM that this kind of VMM was launched for by another daemon,
+    /// which is dead. The guest does not notice. Must be called in a tokio runtime.
+    ///
+    /// How such a VM ends is known from what its VMM reports; exit code and signal are not, as
+    /// the kernel tells them to parents only.
+    ///
+    /// # Errors
+    /// [`VmmError::Adopt`]; the VM is as it was then, and [`kill_group`] ends it.
+    fn adopt(&self, spec: AdoptSpec) -> BoxFuture<'static, Result<Machine, VmmError>>;
 }

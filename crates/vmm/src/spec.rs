@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::error::Cause;
+use crate::survivor::Survivor;
 
 /// Everything a VMM must be told about one microVM.
 ///
@@ -43,6 +44,21 @@ pub struct MachineSpec {
     pub cgroup: CgroupSpec,
     /// Where the serial console goes.
     pub console: ConsoleSpec,
+}
+
+/// What must be known of a microVM to take it over.
+#[derive(Debug)]
+pub struct AdoptSpec {
+    /// Its name, for messages.
+    pub name: String,
+    /// As it was launched with ([`MachineSpec::run_dir`]).
+    pub run_dir: PathBuf,
+    /// As it was launched with.
+    pub user: Ids,
+    /// Where its serial console goes on. What it wrote while nobody listened is lost.
+    pub console: ConsoleSpec,
+    /// Its processes.
+    pub survivor: Survivor,
 }
 
 /// One disk of a microVM.

@@ -128,12 +128,16 @@ fn judge(first: &First, report: GuestReport, oom: bool) -> (ExitReason, String) 
         First::Vmm(ended) => ("the VMM", ended),
         First::Vsock(ended) => ("the vsock device", ended),
     };
-    let killed = ended.status().and_then(|status| status.signal()) == Some(libc::SIGKILL);
+    // What is adopted tells nobody here how it ended; its last report has to do.
+    let killed = match ended.status() {
+        Some(status) => status.signal() == Some(libc::SIGKILL),
+        None => report.end.is_none(),
+    };
     if oom && killed {
         let detail = format!("{process} was killed for the control group's memory limit");
         return (ExitReason::OomKilled, detail);
     }
-    let clean = ended.status().is_some_and(|status| status.success());
+    let clean = ended.status().is_none_or(|status| status.success());
     match report.end {
         Some(GuestEnd::PoweredOff) if clean => {
             (ExitReason::GuestShutdown, "the guest powered itself off".into())
@@ -187,6 +191,11 @@ mod tests {
         assert_eq!(reason(&sigkill, None, true), ExitReason::OomKilled);
         assert_eq!(reason(&sigkill, None, false), ExitReason::Crash);
         assert_eq!(reason(&First::Asked, None, true), ExitReason::Killed);
+        let unknown = First::Vmm(Ended::Unknown("adopted".into()));
+        assert_eq!(reason(&unknown, off, false), ExitReason::GuestShutdown);
+        assert_eq!(reason(&unknown, Some(GuestEnd::HostRequest), true), ExitReason::Killed);
+        assert_eq!(reason(&unknown, None, true), ExitReason::OomKilled);
+        assert_eq!(reason(&unknown, None, false), ExitReason::Crash);
         let device = First::Vsock(Ended::With(ExitStatus::from_raw(libc::SIGKILL)));
         assert_eq!(reason(&device, None, false), ExitReason::Crash);
     }

@@ -99,7 +99,7 @@ impl Appearance {
 }
 
 #[expect(unsafe_code, reason = "tokio's registration of a descriptor is unsafe")]
-fn register(queue: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn register(queue: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` always gives the same number, which stays open until the
     // `AsyncFd` that owns it has deregistered and dropped it.
     unsafe { AsyncFd::register(queue) }.map_err(Into::into)
@@ -141,6 +141,17 @@ async fn read_answer(stream: &mut UnixStream, path: &Path) -> Result<String, Cau
         }
     }
     Err(Cause::Protocol("the vsock device's answer is too long".into()))
+}
+
+/// Connects to a socket on which a process of `uid` must be listening.
+pub(crate) async fn connect_to(path: &Path, uid: u32) -> Result<UnixStream, Cause> {
+    let connecting = async {
+        let stream = UnixStream::connect(path).await.on("connect to", path)?;
+        check_peer(stream, uid, path)
+    };
+    timeout(CONNECT_LIMIT, connecting)
+        .await
+        .unwrap_or(Err(Cause::TimedOut { what: "a connection to the VMM", limit: CONNECT_LIMIT }))
 }
 
 fn check_peer(stream: UnixStream, uid: u32, path: &Path) -> Result<UnixStream, Cause> {

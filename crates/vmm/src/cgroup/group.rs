@@ -85,6 +85,49 @@ impl Cgroup {
         Ok(())
     }
 
+    /// The groups of a VM of another daemon's, which must exist wherever they would have been made.
+    pub(crate) fn find(scope: &str, name: &str) -> Result<Self, Cause> {
+        let spec = CgroupSpec {
+            scope: scope.to_owned(),
+            name: name.to_owned(),
+            memory_max: None,
+            cpu_milli: None,
+            pids_max: None,
+        };
+        spec.validate()?;
+        let mut parts = Vec::new();
+        for hierarchy in mounted()? {
+            if hierarchy.controllers.is_empty() {
+                continue;
+            }
+            let scope_dir = hierarchy.root.join(scope_dir(scope));
+            let dir = scope_dir.join(name);
+            std::fs::metadata(&dir).on("look at control group", &dir)?;
+            parts.push(Part {
+                version: hierarchy.version,
+                memory: hierarchy.controllers.contains(&Controller::Memory),
+                scope_dir,
+                dir,
+            });
+        }
+        Ok(Self { parts })
+    }
+
+    /// The processes that are in every one of the groups.
+    pub(crate) fn members(&self) -> Result<Vec<u32>, Cause> {
+        let mut common: Option<Vec<u32>> = None;
+        for part in &self.parts {
+            let procs = part.dir.join("cgroup.procs");
+            let list = std::fs::read_to_string(&procs).on("read", &procs)?;
+            let here: Vec<u32> = list.lines().filter_map(|line| line.parse().ok()).collect();
+            common = Some(match common {
+                None => here,
+                Some(common) => common.into_iter().filter(|pid| here.contains(pid)).collect(),
+            });
+        }
+        Ok(common.unwrap_or_default())
+    }
+
     /// The files through which a process joins, one a hierarchy.
     pub(crate) fn doors(&self) -> Result<Vec<OwnedFd>, Cause> {
         let open = |part: &Part| {

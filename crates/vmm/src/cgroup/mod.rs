@@ -8,7 +8,7 @@ mod hierarchy;
 mod sweep;
 
 pub(crate) use group::Cgroup;
-pub use sweep::kill_leftovers;
+pub use sweep::{Leftover, kill_group, kill_leftovers, kill_leftovers_except, leftovers};
 
 /// The directory of a scope in every hierarchy.
 fn scope_dir(scope: &str) -> String {

@@ -14,6 +14,24 @@ use super::scope_dir;
 use crate::error::{Cause, OnPath, VmmError};
 use crate::spec::validate_scope;
 
+/// A group of a scope, and who is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// The group's directory.
+    pub group: PathBuf,
+    /// Its processes, as numbers of this moment.
+    pub pids: Vec<u32>,
+}
+
+/// Which groups of a scope a sweep is for.
+#[derive(Debug, Clone)]
+enum Whom {
+    /// All but the groups of these names, and what is below them.
+    AllBut(Vec<String>),
+    /// The group of this name and what is below it.
+    Only(String),
+}
+
 /// Kills every process in the control groups of `scope`, waits until they are dead, and
 /// removes the groups. Returns how many were killed; nothing to do is `0`.
 ///
@@ -23,31 +41,95 @@ use crate::spec::validate_scope;
 /// # Errors
 /// [`VmmError::Leftovers`] when a process outlives `limit` or a group cannot be removed.
 pub async fn kill_leftovers(scope: &str, limit: Duration) -> Result<usize, VmmError> {
+    kill(scope, Whom::AllBut(Vec::new()), limit).await
+}
+
+/// As [`kill_leftovers`], but the groups of the VMs in `keep` are left alone.
+///
+/// # Errors
+/// As [`kill_leftovers`].
+pub async fn kill_leftovers_except(scope: &str, keep: &[String], limit: Duration) -> Result<usize, VmmError> {
+    kill(scope, Whom::AllBut(keep.to_vec()), limit).await
+}
+
+/// As [`kill_leftovers`], for the group of one VM.
+///
+/// # Errors
+/// As [`kill_leftovers`].
+pub async fn kill_group(scope: &str, name: &str, limit: Duration) -> Result<usize, VmmError> {
+    kill(scope, Whom::Only(name.to_owned()), limit).await
+}
+
+/// The groups of a scope, without touching them. Blocks for some file operations.
+///
+/// # Errors
+/// [`VmmError::Leftovers`] when they cannot be read.
+pub fn leftovers(scope: &str) -> Result<Vec<Leftover>, VmmError> {
+    let list = || {
+        validate_scope(scope)?;
+        let mut found = Vec::new();
+        for (_, groups) in groups_of(scope, &Whom::AllBut(Vec::new()))? {
+            for group in groups {
+                let pids = members(&group)?.into_iter().filter_map(|pid| u32::try_from(pid).ok()).collect();
+                found.push(Leftover { group, pids });
+            }
+        }
+        Ok(found)
+    };
+    list().map_err(|source| VmmError::Leftovers { scope: scope.to_owned(), source })
+}
+
+async fn kill(scope: &str, whom: Whom, limit: Duration) -> Result<usize, VmmError> {
     let owned = scope.to_owned();
-    let swept = tokio::task::spawn_blocking(move || sweep(&owned, limit)).await;
+    let swept = tokio::task::spawn_blocking(move || sweep(&owned, &whom, limit)).await;
     swept
         .unwrap_or_else(|lost| Err(Cause::Unsupported(format!("the sweep was lost: {lost}"))))
         .map_err(|source| VmmError::Leftovers { scope: scope.to_owned(), source })
 }
 
-fn sweep(scope: &str, limit: Duration) -> Result<usize, Cause> {
+fn sweep(scope: &str, whom: &Whom, limit: Duration) -> Result<usize, Cause> {
     validate_scope(scope)?;
     let deadline = Instant::now() + limit;
     let mut killed = 0;
-    for hierarchy in mounted()? {
-        let top = hierarchy.root.join(scope_dir(scope));
-        if !top.is_dir() {
-            continue;
-        }
-        let groups = groups_below(&top)?;
+    for (top, groups) in groups_of(scope, whom)? {
         for group in &groups {
             killed += empty(group, deadline, limit)?;
         }
         for group in groups.iter().rev() {
             remove_dir(group).on("remove control group", group)?;
         }
+        // Where others of the scope live on, it stays.
+        let _ = std::fs::remove_dir(top);
     }
     Ok(killed)
+}
+
+/// The scope's directory in each hierarchy that has one, and the groups in it, parents first.
+/// The scope's own group is among them only when all of it is to go: what is done to it is done
+/// to all below.
+fn groups_of(scope: &str, whom: &Whom) -> Result<Vec<(PathBuf, Vec<PathBuf>)>, Cause> {
+    let mut found = Vec::new();
+    for hierarchy in mounted()? {
+        let top = hierarchy.root.join(scope_dir(scope));
+        if !top.is_dir() {
+            continue;
+        }
+        let all = groups_below(&top)?;
+        let name = |group: &Path| {
+            let below = group.strip_prefix(&top).ok()?;
+            below.components().next().map(|first| first.as_os_str().to_string_lossy().into_owned())
+        };
+        let mine = |group: &Path| match (whom, name(group)) {
+            (Whom::AllBut(keep), Some(name)) => !keep.contains(&name),
+            (Whom::Only(only), Some(name)) => *only == name,
+            // The scope's own.
+            (_, None) => true,
+        };
+        let whole = matches!(whom, Whom::AllBut(_)) && all.iter().all(|group| mine(group));
+        let groups = all.into_iter().filter(|group| mine(group) && (whole || *group != top)).collect();
+        found.push((top, groups));
+    }
+    Ok(found)
 }
 
 /// `top` and all groups below it, parents first.

@@ -1,6 +1,7 @@
 //! Owns the launch of one microVM with QEMU: the order of its steps, and their undoing.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -18,7 +19,7 @@ use crate::console::Console;
 use crate::error::{Cause, Step, VmmError};
 use crate::estate::{Estate, Process};
 use crate::machine::{Inner, Machine};
-use crate::spec::MachineSpec;
+use crate::spec::{Ids, MachineSpec};
 use crate::supervise::{GuestReport, Watched, early_end};
 use crate::vsock::{self, Appearance, DEVICE_SOCKET, HOST_SOCKET};
 
@@ -36,18 +37,21 @@ struct Launch {
 }
 
 /// What a successful launch leaves to be watched and used.
-struct Built {
-    pid: u32,
-    console: Console,
-    control: Qmp,
-    report: watch::Receiver<GuestReport>,
+pub(super) struct Built {
+    pub(super) pid: u32,
+    pub(super) console: Console,
+    pub(super) control: Qmp,
+    pub(super) report: watch::Receiver<GuestReport>,
 }
 
 /// Launches, or undoes all of it and says which step failed.
 pub(super) async fn launch(qemu: Qemu, mut spec: MachineSpec) -> Result<Machine, VmmError> {
     let mut launch = Launch { qemu, step: Step::Validate, estate: Estate::default() };
     match launch.build(&mut spec).await {
-        Ok(built) => Ok(launch.hand_over(&spec, built)),
+        Ok(built) => {
+            let accelerator = launch.qemu.shared.accelerator;
+            Ok(hand_over(launch.estate, built, accelerator, (spec.name, spec.user, &spec.run_dir)))
+        }
         Err(source) => {
             for left in launch.estate.dismantle().await {
                 tracing::warn!(vm = %spec.name, left, "something of a failed launch stays");
@@ -180,31 +184,36 @@ impl Launch {
             Err(_) => Err(Cause::TimedOut { what: "QEMU's greeting", limit: GREETING_LIMIT }),
         }
     }
+}
 
-    /// From here on the supervisor owns what was made.
-    fn hand_over(self, spec: &MachineSpec, built: Built) -> Machine {
-        let (kill, killed) = watch::channel(false);
-        let (publish, exit) = watch::channel(None);
-        let watched = Watched {
-            vm: spec.name.clone(),
-            estate: self.estate,
-            report: built.report,
-            console: built.console.clone(),
-            kill: killed,
-        };
-        tokio::spawn(watched.run(publish));
-        Machine::new(Inner {
-            name: spec.name.clone(),
-            accelerator: self.qemu.shared.accelerator,
-            pid: built.pid,
-            uid: spec.user.uid,
-            vsock_path: spec.run_dir.join(HOST_SOCKET),
-            console: built.console,
-            control: Box::new(built.control),
-            kill,
-            exit,
-        })
-    }
+/// From here on the supervisor owns what was made.
+pub(super) fn hand_over(
+    estate: Estate,
+    built: Built,
+    accelerator: Accelerator,
+    (name, user, run_dir): (String, Ids, &Path),
+) -> Machine {
+    let (kill, killed) = watch::channel(false);
+    let (publish, exit) = watch::channel(None);
+    let watched = Watched {
+        vm: name.clone(),
+        estate,
+        report: built.report,
+        console: built.console.clone(),
+        kill: killed,
+    };
+    tokio::spawn(watched.run(publish));
+    Machine::new(Inner {
+        name,
+        accelerator,
+        pid: built.pid,
+        uid: user.uid,
+        vsock_path: run_dir.join(HOST_SOCKET),
+        console: built.console,
+        control: Box::new(built.control),
+        kill,
+        exit,
+    })
 }
 
 /// What every guest is told, and then what this one is.

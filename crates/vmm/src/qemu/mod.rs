@@ -1,5 +1,6 @@
 //! Owns the QEMU back end: a found and checked QEMU, and the launching of microVMs with it.
 
+mod adopt;
 mod command;
 mod files;
 mod launch;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use crate::error::{Cause, Step, VmmError};
 use crate::machine::Machine;
 use crate::program::{Lookup, beside_us};
-use crate::spec::MachineSpec;
+use crate::spec::{AdoptSpec, MachineSpec};
 use crate::{Accelerator, BoxFuture, Vmm};
 
 /// The translation cache of QEMU's TCG, in MiB. Its own default is an eighth of the host's
@@ -151,6 +152,10 @@ impl Vmm for Qemu {
                 })
             })
         })
+    }
+
+    fn adopt(&self, spec: AdoptSpec) -> BoxFuture<'static, Result<Machine, VmmError>> {
+        Box::pin(adopt::adopt(self.shared.accelerator, spec))
     }
 }
 

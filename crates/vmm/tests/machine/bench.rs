@@ -94,7 +94,9 @@ impl Bench {
             let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
             let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
             let uid = uids.and_then(|uids| uids.split_whitespace().next());
-            if uid == Some(&self.user.uid.to_string()) {
+            // What has ended and was adopted is init's to reap, whenever that does it.
+            let dead = status.lines().any(|line| line.starts_with("State:\tZ"));
+            if !dead && uid == Some(&self.user.uid.to_string()) {
                 found.push(pid);
             }
         }

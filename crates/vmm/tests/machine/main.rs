@@ -2,6 +2,7 @@
 //! and removed as `enisle-vmm` says. Needs root, QEMU, `vhost-device-vsock`, a C compiler, and
 //! the guest images in `ENISLE_TEST_IMAGES` or `/var/lib/enisle/images`; fails without them.
 
+mod adopt;
 mod bench;
 mod confinement;
 mod devices;
