@@ -3,6 +3,7 @@
 
 use crate::exit::{self, ExitCode};
 use crate::failure::Failure;
+use crate::gc::GcArgs;
 use crate::image::ImageCommand;
 use crate::manual::ManArgs;
 use crate::vm::VmCommand;
@@ -39,6 +40,8 @@ pub enum Command {
     Up(UpArgs),
     /// Make, use and remove microVMs.
     Vm(VmArgs),
+    /// Remove what a daemon that is not running has left on this machine.
+    Gc(GcArgs),
     /// Build and list guest images.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -59,13 +62,15 @@ pub enum Command {
 /// `enisle up`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Runs until SIGTERM or Ctrl-C, then stops its VMs and removes everything it made. Logs go to standard
-error; --json means --log-format json. Ends with 0 when it was stopped, 1 when it could not start or
+Runs until SIGTERM or Ctrl-C, then stops its VMs and removes everything it made; with --keep-vms it
+leaves them running for the next start. A daemon that was killed, or left them, finds its VMs running
+at its next start and adopts them; --stop-vms removes them instead. Logs go to standard error; --json means --log-format json. Ends with 0 when it was stopped, 1 when it could not start or
 not remove everything, 2 when the file is wrong; a wrong file changes nothing on the machine.
 
 Examples:
   sudo enisle up
   sudo enisle up agents.yaml --log-format json
+  sudo enisle up --keep-vms
   enisle up agents.yaml --check")]
 pub struct UpArgs {
     /// The configuration file.
@@ -74,6 +79,12 @@ pub struct UpArgs {
     /// Only say what is wrong with the file; start nothing.
     #[arg(long)]
     pub check: bool,
+    /// When asked to stop, leave the VMs running for the next start (an upgrade of Enisle).
+    #[arg(long)]
+    pub keep_vms: bool,
+    /// Remove VMs that an earlier run left running, instead of adopting them.
+    #[arg(long)]
+    pub stop_vms: bool,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub log_format: LogFormat,

@@ -2,13 +2,14 @@
 //!
 //! Owns: the definition of every command, what is printed, and the exit codes. Talks to the
 //! daemon through `enisle-client` only. Refuses: starting the daemon and building images; those
-//! commands are plain data here ([`UpArgs`], [`ImageCommand`]) and the binary carries them out.
+//! commands are plain data here ([`UpArgs`], [`GcArgs`], [`ImageCommand`]) and the binary carries them out.
 
 mod args;
 mod console;
 mod exit;
 mod failure;
 mod forward_spec;
+mod gc;
 mod image;
 mod listener;
 mod manual;
@@ -25,6 +26,7 @@ mod vm;
 pub use args::{Cli, Command, LogFormat, Parsed, UpArgs, command, parse};
 pub use exit::ExitCode;
 pub use failure::Failure;
+pub use gc::{GcArgs, LeftoverItem, Leftovers, print_leftovers};
 pub use image::{BuildArgs, ImageCommand, ListArgs, ListedImage, print_images};
 pub use manual::{ManArgs, completions, man};
 pub use table::{print, print_json};

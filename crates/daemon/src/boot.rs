@@ -1,8 +1,9 @@
 //! How the daemon comes up: what it checks, what it clears away first, in which order.
 //!
 //! ```text
-//! configuration ─▶ root? ─▶ state lock ─▶ API socket ─▶ leftovers of a killed run ─▶ VMM found
-//!   ─▶ network engine ─▶ API answers ─▶ READY ─▶ configured VMs start
+//! configuration ─▶ root? ─▶ state lock ─▶ API socket ─▶ survivors found, the rest of an earlier
+//!   run removed ─▶ VMM found ─▶ network engine ─▶ survivors adopted ─▶ API answers ─▶ READY
+//!   ─▶ configured VMs start
 //! ```
 //!
 //! Owns: the order. Nothing is touched before the whole file is right, and no packet can pass
@@ -14,14 +15,15 @@ use crate::fault::FaultPlan;
 use crate::host::ThisHost;
 use crate::http::{self, App, ListenError, Listener};
 use crate::logging;
-use crate::options::{ExitCode, LogFormat, UpOptions};
+use crate::options::{ExitCode, LogFormat, UpOptions, VmsPolicy};
 use crate::parts::names::NameServers;
 use crate::parts::network::{Network, NetworkError};
 use crate::parts::real::RealParts;
-use crate::parts::{PartError, make_dir, remove_dir, watch};
+use crate::parts::{PartError, watch};
 use crate::shutdown;
 use crate::signals::{self, Wishes};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, VmRow};
+use crate::survivors::{self, Found};
 use crate::vm::create::Workshop;
 use crate::vm::plan::{GroupPlan, StateDirs};
 use crate::vm::registry::Registry;
@@ -32,13 +34,10 @@ use enisle_vmm::{AcceleratorChoice, DetectOptions, Ids, Vmm, VmmError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Processes of a killed run are dead within this time: nothing can hold off SIGKILL but a disk.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// Whom a probe of the VMM runs as; below the first VM's.
 const PROBE_UID: u32 = 1_899_999_999;
 
@@ -113,7 +112,7 @@ pub fn run(options: &UpOptions) -> ExitCode {
         println!("{} is right", options.file.display());
         return ExitCode::Stopped;
     }
-    match start(&config, options.faults) {
+    match start(&config, options) {
         Ok(code) => code,
         Err(BootError::Stopped) => ExitCode::Stopped,
         Err(error) => {
@@ -135,14 +134,14 @@ fn complain(errors: &ConfigErrors, format: LogFormat) {
     }
 }
 
-fn start(config: &Config, faults: FaultPlan) -> Result<ExitCode, BootError> {
+fn start(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError> {
     if !rustix::process::geteuid().is_root() {
         return Err(BootError::NotRoot);
     }
     raise_open_files();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BootError::Runtime)?;
-    let code = runtime.block_on(up(config, faults));
+    let code = runtime.block_on(up(config, options.vms, options.faults));
     // What is left on blocking threads has nothing to undo any more.
     runtime.shutdown_background();
     code
@@ -171,25 +170,28 @@ pub(crate) struct Up {
     pub(crate) store: Arc<Store>,
 }
 
-async fn up(config: &Config, faults: FaultPlan) -> Result<ExitCode, BootError> {
+async fn up(config: &Config, vms: VmsPolicy, faults: FaultPlan) -> Result<ExitCode, BootError> {
     let wishes = signals::listen().map_err(BootError::Signals)?;
     let state_dir = config.state_dir.clone();
     let store = Arc::new(blocking("opening the state", move || Store::open(&state_dir)).await??);
     let scope = store.scope().to_owned();
     let listener = Listener::bind(&config.api)?;
     let dirs = StateDirs::new(&config.state_dir);
-    clear_leftovers(&store, &dirs).await?;
+    let groups = plan_groups(config)?;
+    let found = if vms.stop { Vec::new() } else { survivors::find(&store, &groups)? };
+    survivors::clear_others(&store, &dirs, &found).await?;
     let images = ImageStore::open(&config.image_dir);
     let (kernel, initramfs) = boot_files(config, &images)?;
     let vmm = tokio::select! {
         vmm = find_vmm(config, &scope, &kernel, &initramfs) => vmm?,
-        () = wishes.stop.cancelled() => return Err(BootError::Stopped),
+        () = wishes.stop.cancelled() => {
+            if !vms.keep {
+                survivors::clear_others(&store, &dirs, &[]).await?;
+            }
+            return Err(BootError::Stopped);
+        }
     };
-    let groups = plan_groups(config)?;
-    let ranges: Vec<_> = config.groups.iter().map(|group| group.network.range).collect();
-    let engine_scope = scope.clone();
-    let network =
-        Arc::new(blocking("setting up the network", move || Network::open(&engine_scope, ranges)).await??);
+    let network = open_network(config, &scope, &found).await?;
     if let Err(error) = watch::follow(Arc::clone(&network)) {
         let closed = blocking("removing the network", move || network.close()).await?;
         return Err(closed.map_or_else(BootError::Network, |()| BootError::Watch(error)));
@@ -203,10 +205,21 @@ async fn up(config: &Config, faults: FaultPlan) -> Result<ExitCode, BootError> {
     tracing::info!(scope, hypervisor = version.hypervisor, api = %config.api.display(), "up");
     faults.announce();
     let names = NameServers::new();
-    let parts =
-        Arc::new(RealParts { scope, network: Arc::clone(&network), names, vmm, images, kernel, initramfs });
+    let (rows, living): (Vec<_>, Vec<_>) =
+        found.into_iter().map(|found| (found.row.clone(), (found.row.name, found.survivor))).unzip();
+    let parts = Arc::new(RealParts {
+        scope,
+        network: Arc::clone(&network),
+        names,
+        vmm,
+        images,
+        kernel,
+        initramfs,
+        survivors: Mutex::new(living.into_iter().collect()),
+    });
     let workshop = Workshop { parts, store: Arc::clone(&store), faults };
     let registry = Arc::new(Registry::new(workshop, groups, dirs.clone(), wishes.stop.clone()));
+    adopt(&registry, rows).await;
     let app = App { registry: Arc::clone(&registry), version, stopping: wishes.stop.clone() };
     let close_api = CancellationToken::new();
     let api = tokio::spawn(http::serve(listener, http::router(Arc::new(app)), close_api.clone()));
@@ -214,7 +227,11 @@ async fn up(config: &Config, faults: FaultPlan) -> Result<ExitCode, BootError> {
         registry.start_configured(at_once());
     }
     shutdown::notify(&[sd_notify::NotifyState::Ready]);
-    Ok(shutdown::wait_and_stop(Up { wishes, registry, network, api, close_api, dirs, store }).await)
+    let up = Up { wishes, registry, network, api, close_api, dirs, store };
+    if vms.keep {
+        shutdown::wait_and_leave(up).await;
+    }
+    Ok(shutdown::wait_and_stop(up).await)
 }
 
 /// Runs what blocks, to its end.
@@ -225,23 +242,26 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| BootError::Panicked(what))
 }
 
-/// Removes what a run left that was killed: first what runs, then what it used.
-async fn clear_leftovers(store: &Arc<Store>, dirs: &StateDirs) -> Result<(), BootError> {
-    let scope = store.scope().to_owned();
-    let killed = enisle_vmm::kill_leftovers(&scope, KILL_LIMIT).await?;
-    let links = blocking("reclaiming the network", move || Network::reclaim(&scope)).await??;
-    for dir in [dirs.run(), dirs.vms()] {
-        blocking("removing files", move || remove_dir(&dir).and_then(|()| make_dir(&dir))).await??;
+async fn open_network(config: &Config, scope: &str, found: &[Found]) -> Result<Arc<Network>, BootError> {
+    let ranges: Vec<_> = config.groups.iter().map(|group| group.network.range).collect();
+    let (scope, blocks) = (scope.to_owned(), survivors::blocks(found));
+    let open = move || Network::open(&scope, ranges, &blocks);
+    Ok(Arc::new(blocking("setting up the network", open).await??))
+}
+
+/// Takes over the VMs of an earlier run; returns when each is running or being removed.
+async fn adopt(registry: &Registry, rows: Vec<VmRow>) {
+    let mut adopted = Vec::new();
+    for row in rows {
+        let name = row.name.clone();
+        match registry.adopt(row) {
+            Ok(handle) => adopted.push(handle),
+            Err(error) => tracing::error!(vm = name, "cannot adopt it: {}", Chain(&error)),
+        }
     }
-    let rows = store.leftovers()?;
-    for row in &rows {
-        store.remove(&row.name)?;
+    for handle in adopted {
+        handle.settled().await;
     }
-    if killed > 0 || links > 0 || !rows.is_empty() {
-        let vms = rows.iter().map(|row| row.name.as_str()).collect::<Vec<_>>().join(" ");
-        tracing::warn!(killed, links, vms, "an earlier run was killed; removed what it left");
-    }
-    Ok(())
 }
 
 fn boot_files(config: &Config, images: &ImageStore) -> Result<(PathBuf, PathBuf), ImageError> {

@@ -59,7 +59,7 @@ impl fmt::Display for Step {
 
 /// `ENISLE_FAULT` names no step.
 #[derive(Debug, thiserror::Error)]
-#[error("ENISLE_FAULT={0:?} names no step; known are `list` and: {steps}", steps = names())]
+#[error("ENISLE_FAULT={0:?} names no step; known are `list`, and these, also as `die:STEP`: {steps}", steps = names())]
 pub struct UnknownFault(String);
 
 /// A step failed because a test asked for it.
@@ -67,10 +67,11 @@ pub struct UnknownFault(String);
 #[error("a test asked for a failure here (ENISLE_FAULT={0})")]
 pub(crate) struct InjectedFault(pub Step);
 
-/// Which step is to fail.
+/// Which step is to fail, or to be the daemon's last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FaultPlan {
     fail: Option<Step>,
+    die: Option<Step>,
     list: bool,
 }
 
@@ -78,10 +79,11 @@ impl FaultPlan {
     /// Makes `step` fail in every VM's creation.
     #[must_use]
     pub fn failing(step: Step) -> Self {
-        Self { fail: Some(step), list: false }
+        Self { fail: Some(step), ..Self::default() }
     }
 
-    /// Reads `ENISLE_FAULT`: unset or empty for none, `list` to have the steps logged, or a step.
+    /// Reads `ENISLE_FAULT`: unset or empty for none, `list` to have the steps logged, a step, or
+    /// `die:STEP` to have the daemon killed at the end of a step.
     ///
     /// # Errors
     /// When it names no step: a test that injects nothing must not pass.
@@ -92,17 +94,21 @@ impl FaultPlan {
     fn parse(word: &str) -> Result<Self, UnknownFault> {
         match word {
             "" => Ok(Self::default()),
-            "list" => Ok(Self { fail: None, list: true }),
-            _ => Step::ALL
-                .into_iter()
-                .find(|step| step.to_string() == word)
-                .map(Self::failing)
-                .ok_or_else(|| UnknownFault(word.to_owned())),
+            "list" => Ok(Self { list: true, ..Self::default() }),
+            _ => {
+                let (dies, name) = word.strip_prefix("die:").map_or((false, word), |name| (true, name));
+                let step = Step::ALL.into_iter().find(|step| step.to_string() == name);
+                let step = step.ok_or_else(|| UnknownFault(word.to_owned()))?;
+                Ok(if dies { Self { die: Some(step), ..Self::default() } } else { Self::failing(step) })
+            }
         }
     }
 
     /// Called at the end of each step.
     pub(crate) fn check(self, step: Step) -> Result<(), InjectedFault> {
+        if self.die == Some(step) {
+            die();
+        }
         if self.fail == Some(step) { Err(InjectedFault(step)) } else { Ok(()) }
     }
 
@@ -111,9 +117,21 @@ impl FaultPlan {
         if self.list {
             tracing::info!("fault points: {}", names());
         }
+        if let Some(step) = self.die {
+            tracing::warn!("ENISLE_FAULT is set: the daemon dies at the end of step `{step}`");
+        }
         if let Some(step) = self.fail {
             tracing::warn!("ENISLE_FAULT is set: step `{step}` of every VM's creation will fail");
         }
+    }
+}
+
+/// As `kill -9` does it: no destructor runs, nothing is undone.
+fn die() -> ! {
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    // The signal is on its way.
+    loop {
+        std::thread::park();
     }
 }
 
@@ -134,6 +152,8 @@ mod tests {
         }
         assert!(FaultPlan::parse("").unwrap().check(Step::Slot).is_ok());
         assert!(FaultPlan::parse("list").unwrap().list);
+        assert_eq!(FaultPlan::parse("die:slot").unwrap().die, Some(Step::Slot));
+        assert!(FaultPlan::parse("die:nothing").is_err());
         assert!(FaultPlan::parse("Slot").unwrap_err().to_string().contains("reserve slot"));
     }
 }

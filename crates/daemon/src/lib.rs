@@ -4,7 +4,7 @@
 //! guest's protocol and the API meet. Refuses: system calls on networks and processes (those are
 //! `enisle-net`'s and `enisle-vmm`'s) and a command line (the CLI's).
 //!
-//! [`run`] is `enisle up`; [`config`] reads the file; [`dns`] answers what the microVMs ask; everything
+//! [`run`] is `enisle up`; [`gc`] is `enisle gc`; [`config`] reads the file; [`dns`] answers what the microVMs ask; everything
 //! else is inside.
 
 mod boot;
@@ -12,6 +12,7 @@ mod chain;
 pub mod config;
 pub mod dns;
 mod fault;
+pub mod gc;
 mod group_file;
 mod guest;
 mod host;
@@ -22,8 +23,9 @@ mod parts;
 mod shutdown;
 mod signals;
 pub mod store;
+mod survivors;
 mod vm;
 
 pub use boot::run;
 pub use fault::{FaultPlan, Step, UnknownFault};
-pub use options::{ExitCode, LogFormat, UpOptions};
+pub use options::{ExitCode, LogFormat, UpOptions, VmsPolicy};

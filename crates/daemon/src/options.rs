@@ -12,12 +12,23 @@ pub struct UpOptions {
     pub file: PathBuf,
     /// Only judge the file; start nothing.
     pub check: bool,
+    /// Whether running VMs end with this daemon and begin with it.
+    pub vms: VmsPolicy,
     /// How log lines look.
     pub log_format: LogFormat,
     /// A level, or directives as `tracing-subscriber` has them: `info,enisle_net=debug`.
     pub log_level: String,
     /// Test hook, see [`FaultPlan`].
     pub faults: FaultPlan,
+}
+
+/// What happens to running VMs at the daemon's ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VmsPolicy {
+    /// Asked to stop, it leaves them running for the next start to adopt.
+    pub keep: bool,
+    /// At its start it removes what an earlier run left running, instead of adopting it.
+    pub stop: bool,
 }
 
 /// How log lines look.

@@ -17,6 +17,23 @@ pub(crate) fn notify(state: &[NotifyState<'_>]) {
     }
 }
 
+/// Waits until the daemon is asked to stop, and ends this process, leaving its VMs to the next one.
+///
+/// The same as a crash, but for the API's socket: the next start has to cope with that anyway, and
+/// what is being made or removed at this moment is finished or undone there.
+pub(crate) async fn wait_and_leave(up: Up) -> ! {
+    up.wishes.stop.cancelled().await;
+    notify(&[NotifyState::Stopping]);
+    up.close_api.cancel();
+    if up.api.await.is_err() {
+        tracing::error!("a defect: the API's task panicked");
+    }
+    let running = up.registry.list().len();
+    tracing::info!(running, "stopped; the microVMs run on for the next start to adopt");
+    // Dropping a handle would kill its VM.
+    std::process::exit(ExitCode::Stopped as i32)
+}
+
 /// Waits until the daemon is asked to stop, and stops it. Everything it made is gone afterwards,
 /// or the exit code says that it is not.
 pub(crate) async fn wait_and_stop(up: Up) -> ExitCode {

@@ -1,7 +1,7 @@
 //! `enisle up`: from the command line's data to the daemon's.
 
 use enisle_cli::{ExitCode, Failure, LogFormat, UpArgs};
-use enisle_daemon::{FaultPlan, UpOptions};
+use enisle_daemon::{FaultPlan, UpOptions, VmsPolicy};
 
 /// Runs the daemon until it is asked to stop and returns the exit code. Blocks.
 ///
@@ -18,6 +18,7 @@ pub(crate) fn run(args: &UpArgs, json: bool) -> u8 {
     let options = UpOptions {
         file: args.file.clone(),
         check: args.check,
+        vms: VmsPolicy { keep: args.keep_vms, stop: args.stop_vms },
         log_format,
         log_level: args.log_level.clone(),
         faults,

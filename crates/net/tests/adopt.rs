@@ -42,11 +42,11 @@ fn spec<'a>(i: u32, policy: &'a CompiledPolicy) -> SlotSpec<'a> {
     }
 }
 
-/// Three slots of a daemon that is dead, each namespace held as a VMM holds its own.
 fn usual(i: u32) -> (Block, Limits) {
     (block(i), Limits::default())
 }
 
+/// Three slots of a daemon that is dead, each namespace held as a VMM holds its own.
 fn survivors(host: &Netns) -> Vec<Netns> {
     let own = std::env::current_exe().unwrap();
     let program = own.ancestors().nth(2).unwrap().join("examples/hold_slots");

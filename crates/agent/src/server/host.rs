@@ -19,6 +19,8 @@ pub(super) struct Events(Arc<Mutex<Current>>);
 #[derive(Debug, Default)]
 struct Current {
     link: Option<Link>,
+    /// The script was begun: a daemon that took over hands it on once more, as it cannot know.
+    script_begun: bool,
     /// The script's outcome, told again on each new connection: the one it was told on may have
     /// been broken already.
     userdata: Option<BootEvent>,
@@ -39,6 +41,11 @@ impl Events {
             current.link = Some(link);
             Ok(())
         })
+    }
+
+    /// True the first time only.
+    fn begin_script(&self) -> bool {
+        self.with(|current| !std::mem::replace(&mut current.script_begun, true))
     }
 
     /// Reports the script's end.
@@ -88,10 +95,22 @@ fn serve(mut link: Link, events: &Events, init: Init, boot_end: &userdata::BootE
                     events.userdata_done(1);
                     continue;
                 }
-                if last {
+                if last && events.begin_script() {
                     userdata::start(std::mem::take(&mut script), boot_end.clone(), events.clone());
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_that_is_handed_over_again_is_not_begun_again() {
+        let events = Events::default();
+        assert!(events.begin_script());
+        assert!(!events.clone().begin_script());
     }
 }

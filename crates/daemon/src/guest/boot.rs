@@ -44,6 +44,11 @@ pub(crate) enum BootNews {
     },
     /// Sessions are served.
     Ready,
+    /// The agent speaks another version of the protocol.
+    OtherVersion {
+        /// Which.
+        agent: u16,
+    },
     /// A step of the set-up failed.
     SetupFailed {
         /// One line for people.
@@ -181,11 +186,7 @@ impl Connection {
             sent => sent?,
         }
         if hello.version != VERSION {
-            let reason = format!(
-                "its agent speaks protocol {}, this daemon {VERSION}: build the boot files again with `enisle image build`",
-                hello.version
-            );
-            self.tell(BootNews::SetupFailed { reason }).await;
+            self.tell(BootNews::OtherVersion { agent: hello.version }).await;
             return Err(WireError::Protocol("another version"));
         }
         self.tell(BootNews::Greeted { agent: printable(&hello.agent) }).await;

@@ -135,6 +135,58 @@ impl Parts for FakeParts {
         })
     }
 
+    fn adopt_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
+        Box::pin(self.make("slot", plan))
+    }
+
+    fn adopt_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<UnixListener, PartError>> {
+        Box::pin(async {
+            self.make("channel", plan).await?;
+            files::make_dir(&plan.home)?;
+            files::make_dir(&plan.run_dir)?;
+            files::rebind(&plan.boot_socket(), self.gid)
+        })
+    }
+
+    fn adopt<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<Arc<dyn Machine>, PartError>> {
+        Box::pin(async {
+            assert!(self.left().contains(&format!("slot {}", plan.name())), "no slot at adoption");
+            self.make("vmm", plan).await?;
+            let machine = FakeMachine {
+                plan: Arc::clone(plan),
+                things: Arc::clone(&self.things),
+                guest: self.guest,
+                told: self.told.clone(),
+                exit: watch::channel(None).0,
+                start_fails: false,
+            };
+            // Its agent looks for the daemon until it finds it.
+            let (plan, guest, told) = (Arc::clone(plan), self.guest, self.told.clone());
+            let (things, exit) = (Arc::clone(&self.things), machine.exit.clone());
+            tokio::spawn(async move {
+                while !plan.boot_socket().exists() {
+                    tokio::task::yield_now().await;
+                    if exit.borrow().is_some() {
+                        return;
+                    }
+                }
+                if let Some(reason) = live(&plan, guest, &told).await {
+                    end(&exit, &things, plan.name(), reason);
+                }
+            });
+            let adopted: Arc<dyn Machine> = Arc::new(machine);
+            Ok(adopted)
+        })
+    }
+
+    fn kill_survivor<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
+        Box::pin(async {
+            // Nobody may have kept the other end.
+            let _ = self.told.send(format!("killed {}", plan.name()));
+            Ok(())
+        })
+    }
+
     fn launch<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<Arc<dyn Machine>, PartError>> {
         Box::pin(async {
             // Something there must be before a VMM may be.

@@ -18,6 +18,17 @@ const SOCKET: u32 = 0o660;
 pub(crate) fn make_run_dir(dir: &Path, boot_socket: &Path, gid: u32) -> Result<UnixListener, PartError> {
     remove_dir(dir)?;
     make_dir(dir)?;
+    bind(boot_socket, gid)
+}
+
+/// Binds the socket anew in a directory that is there, where a daemon that died has left its own:
+/// root's in a sticky directory, so nobody else could put something in its place.
+pub(crate) fn rebind(boot_socket: &Path, gid: u32) -> Result<UnixListener, PartError> {
+    remove_file(boot_socket)?;
+    bind(boot_socket, gid)
+}
+
+fn bind(boot_socket: &Path, gid: u32) -> Result<UnixListener, PartError> {
     let listener = UnixListener::bind(boot_socket).map_err(PartError::io("bind", boot_socket))?;
     chown(boot_socket, None, Some(gid)).map_err(PartError::io("chown", boot_socket))?;
     std::fs::set_permissions(boot_socket, Permissions::from_mode(SOCKET))

@@ -108,6 +108,15 @@ pub(crate) trait Parts: Send + Sync {
     fn remove_disk<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
     /// Takes away what a failed VM keeps: the console's log.
     fn remove_home<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
+    /// Takes over the slot of a VM of an earlier run, and opens its name server anew. Where that
+    /// fails the slot is taken away, or left to [`Parts::remove_slot`].
+    fn adopt_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
+    /// Binds the socket that the guest's boot connection arrives at once more.
+    fn adopt_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<UnixListener, PartError>>;
+    /// Takes over the VMM. Where that fails it runs on, until [`Parts::kill_survivor`].
+    fn adopt<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<Arc<dyn Machine>, PartError>>;
+    /// Kills the processes of a VM that could not be taken over; none is fine.
+    fn kill_survivor<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
     /// Starts the VMM inside the slot, its guest still halted. A dropped future undoes it.
     fn launch<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<Arc<dyn Machine>, PartError>>;
 }

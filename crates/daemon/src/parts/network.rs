@@ -7,7 +7,7 @@ use super::PartError;
 use super::names::Sockets;
 use crate::vm::plan::{MTU, VmPlan};
 use enisle_net::plan::{Block, Range};
-use enisle_net::{Engine, EngineConfig, NetError, Scope, ScopeError, Slot, SlotSpec};
+use enisle_net::{Engine, EngineConfig, Limits, NetError, Scope, ScopeError, Slot, SlotSpec};
 use enisle_vmm::Nic;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -42,11 +42,20 @@ struct Slots {
 }
 
 impl Network {
-    /// Opens the engine in the network namespace of this process. No VM of an earlier run lives, so
-    /// none keeps a flow: the first VMs get blocks that others had.
-    pub(crate) fn open(scope: &str, ranges: Vec<Range>) -> Result<Self, NetworkError> {
-        let engine = Engine::open(EngineConfig { scope: scope.parse::<Scope>()?, ranges })?;
-        engine.reclaim()?;
+    /// Opens the engine in the network namespace of this process, beside the slots of VMs that are
+    /// to be adopted, and removes those of others, their flows included: the first VMs get blocks
+    /// that others had.
+    pub(crate) fn open(
+        scope: &str,
+        ranges: Vec<Range>,
+        survivors: &[(Block, Limits)],
+    ) -> Result<Self, NetworkError> {
+        let config = EngineConfig { scope: scope.parse::<Scope>()?, ranges };
+        let engine = Engine::open_beside(config, survivors)?;
+        let links = engine.reclaim()?;
+        if links > 0 {
+            tracing::debug!(links, "removed slots of VMs that do not live on");
+        }
         Ok(Self { engine, slots: Mutex::default(), closed: Mutex::default() })
     }
 
@@ -58,16 +67,20 @@ impl Network {
 
     /// Makes a VM's slot.
     pub(crate) fn make(&self, plan: &VmPlan) -> Result<(), PartError> {
-        let uid = plan.uid();
-        let spec = SlotSpec {
-            block: plan.block(),
-            vm_name: plan.name(),
-            mtu: u32::from(MTU),
-            policy: &plan.group.policy,
-            tap_owner: (uid, uid),
-            limits: plan.group.config.network.limits,
-        };
-        let slot = self.engine.create(&spec).map_err(net)?;
+        let slot = self.engine.create(&spec(plan)).map_err(net)?;
+        self.slots().live.insert(plan.block(), slot);
+        Ok(())
+    }
+
+    /// Takes over the slot of a VM that lives in `netns`.
+    pub(crate) fn adopt(&self, plan: &VmPlan, netns: OwnedFd) -> Result<(), PartError> {
+        let adopted = self.engine.adopt(&spec(plan), netns);
+        let slot = adopted.map_err(|error| {
+            if !error.left().is_empty() {
+                self.slots().stuck.insert(plan.block());
+            }
+            net(error)
+        })?;
         self.slots().live.insert(plan.block(), slot);
         Ok(())
     }
@@ -132,6 +145,18 @@ impl Network {
     /// A panic elsewhere leaves a map that is whole: every change of it is one call.
     fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn spec(plan: &VmPlan) -> SlotSpec<'_> {
+    let uid = plan.uid();
+    SlotSpec {
+        block: plan.block(),
+        vm_name: plan.name(),
+        mtu: u32::from(MTU),
+        policy: &plan.group.policy,
+        tap_owner: (uid, uid),
+        limits: plan.group.config.network.limits,
     }
 }
 

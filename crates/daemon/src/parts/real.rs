@@ -6,15 +6,18 @@
 use super::names::NameServers;
 use super::network::Network;
 use super::{Machine, PartError, Parts, files};
+use crate::survivors::KILL_LIMIT;
 use crate::vm::plan::VmPlan;
 use enisle_guest_proto::AGENT_PORT;
 use enisle_image::ImageStore;
 use enisle_vmm::{
-    BoxFuture, CgroupSpec, Console, ConsoleSpec, Disk, DiskFormat, Exit, Ids, MachineSpec, Nic, Vmm,
+    AdoptSpec, BoxFuture, CgroupSpec, Console, ConsoleSpec, Disk, DiskFormat, Exit, Ids, MachineSpec, Nic,
+    Survivor, Vmm,
 };
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::net::{UnixListener, UnixStream};
 
 /// Names of interfaces stay those of the kernel: the agent looks for the only one.
@@ -31,6 +34,8 @@ pub(crate) struct RealParts {
     pub(crate) images: ImageStore,
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
+    /// Living VMs of an earlier run, by name, until they are adopted.
+    pub(crate) survivors: Mutex<BTreeMap<String, Survivor>>,
 }
 
 /// Runs what blocks, to its end.
@@ -79,6 +84,40 @@ impl RealParts {
         let base = self.images.image(&plan.row.image).map_err(image)?.path;
         let machine = self.vmm.launch(self.spec(plan, nic, base)).await.map_err(vmm)?;
         Ok(Arc::new(RealMachine(machine)))
+    }
+}
+
+impl RealParts {
+    fn survivors(&self) -> MutexGuard<'_, BTreeMap<String, Survivor>> {
+        self.survivors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn take_over_slot(&self, plan: &Arc<VmPlan>) -> Result<(), PartError> {
+        let netns = {
+            let survivors = self.survivors();
+            let survivor = survivors.get(plan.name()).ok_or(PartError::NoSlot(plan.block()))?;
+            survivor.netns().try_clone_to_owned().map_err(PartError::io("duplicate", "a namespace"))?
+        };
+        let (network, of_slot) = (Arc::clone(&self.network), Arc::clone(plan));
+        let adopt = move || {
+            network.adopt(&of_slot, netns)?;
+            network.open_name_server(of_slot.block())
+        };
+        let sockets = blocking("adopting a slot", adopt).await?;
+        self.names.start(plan, sockets)
+    }
+
+    async fn take_over(&self, plan: &VmPlan) -> Result<Arc<dyn Machine>, PartError> {
+        let survivor = self.survivors().remove(plan.name()).ok_or(PartError::NoSlot(plan.block()))?;
+        let uid = plan.uid();
+        let spec = AdoptSpec {
+            name: plan.name().to_owned(),
+            run_dir: plan.run_dir.clone(),
+            user: Ids { uid, gid: uid },
+            console: ConsoleSpec::at(plan.console_log()),
+            survivor,
+        };
+        Ok(Arc::new(RealMachine(self.vmm.adopt(spec).await.map_err(vmm)?)))
     }
 }
 
@@ -144,6 +183,28 @@ impl Parts for RealParts {
     fn remove_home<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
         let dir = plan.home.clone();
         Box::pin(blocking("removing a directory", move || files::remove_dir(&dir)))
+    }
+
+    fn adopt_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
+        Box::pin(self.take_over_slot(plan))
+    }
+
+    fn adopt_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<UnixListener, PartError>> {
+        // As for `make_channel`.
+        Box::pin(async move { files::rebind(&plan.boot_socket(), plan.uid()) })
+    }
+
+    fn adopt<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<Arc<dyn Machine>, PartError>> {
+        Box::pin(self.take_over(plan))
+    }
+
+    fn kill_survivor<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
+        // Its descriptors are held no longer than it lives.
+        drop(self.survivors().remove(plan.name()));
+        Box::pin(async move {
+            let killed = enisle_vmm::kill_group(&self.scope, plan.name(), KILL_LIMIT).await;
+            killed.map(drop).map_err(vmm)
+        })
     }
 
     fn launch<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<Arc<dyn Machine>, PartError>> {

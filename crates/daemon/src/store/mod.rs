@@ -7,6 +7,7 @@
 //! Calls block for a fraction of a millisecond and may be made from an async task; opening reads
 //! the whole file and belongs on a blocking thread.
 
+mod adopt;
 mod error;
 mod lock;
 mod row;
@@ -44,7 +45,7 @@ pub struct Store {
 
 impl Store {
     /// Opens the state in `state_dir`, which is made where it is missing, and begins a new run:
-    /// every VM that is there now is a leftover. Blocks for milliseconds.
+    /// every VM that is there now is an earlier run's, until it is adopted. Blocks for milliseconds.
     ///
     /// # Errors
     /// [`StoreError::Locked`], [`StoreError::TooNew`], [`StoreError::Corrupt`],
@@ -134,7 +135,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoSuchVm`], or the database's.
     pub fn set_userdata(&self, name: &str, exit: i32) -> Result<(), StoreError> {
-        let sql = "UPDATE vms SET userdata_exit = ?2 WHERE name = ?1";
+        let sql = "UPDATE vms SET userdata_exit = ?2, userdata = NULL WHERE name = ?1";
         self.update(name, sql, params![name, exit])
     }
 

@@ -261,8 +261,8 @@ fn a_newer_schema_is_refused_and_left_alone() {
     drop(store);
     let state = directory.path().join("state");
     let error = Store::open(&state).unwrap_err();
-    assert!(matches!(error, StoreError::TooNew { found: 7, known: 1, .. }), "{error}");
-    assert!(error.to_string().contains("newer enisle (schema 7, this one knows 1)"));
+    assert!(matches!(error, StoreError::TooNew { found: 7, known: 3, .. }), "{error}");
+    assert!(error.to_string().contains("newer enisle (schema 7, this one knows 3)"));
     let reader = Connection::open(state.join("state.db")).unwrap();
     let version: u32 = reader.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
     assert_eq!(version, 7);

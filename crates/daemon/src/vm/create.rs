@@ -94,7 +94,7 @@ impl Creation {
         made.machine = Some(Arc::clone(&machine));
         self.end_of(Step::Launch)?;
         self.step(Step::Start, async {
-            store.set_vmm(plan.name(), VmmProcess { pid, start_ticks: start_ticks(pid) })?;
+            store.set_vmm(plan.name(), VmmProcess { pid, start_ticks: enisle_vmm::start_ticks(pid) })?;
             machine.start().await
         })
         .await
@@ -137,21 +137,4 @@ impl Creation {
 
 fn failed(step: Step, cause: PartError) -> CreateError {
     CreateError::Failed { step, cause: Box::new(cause) }
-}
-
-/// Field 22 of `/proc/PID/stat` (proc(5)); 0 for a process that is gone, which equals no process.
-fn start_ticks(pid: u32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in field 2 may hold spaces and parentheses.
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    after_name.split_ascii_whitespace().nth(19).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_start_of_a_process_is_read() {
-        assert!(super::start_ticks(std::process::id()) > 0);
-        assert_eq!(super::start_ticks(u32::MAX), 0);
-    }
 }

@@ -9,6 +9,7 @@
 //! Owns: what the rest of the daemon may know of a VM and ask of it. Refuses: acting on a VM from
 //! anywhere but its owner task.
 
+mod adopt;
 pub(crate) mod create;
 mod error;
 pub(crate) mod owner;
@@ -104,6 +105,13 @@ impl Handle {
         // An owner that ended left its last word.
         drop(settled);
         if self.state() == State::Running { Ok(()) } else { Err(self.why_not()) }
+    }
+
+    /// Waits until it is made, taken over or given up.
+    pub(crate) async fn settled(&self) {
+        let mut status = self.status.clone();
+        // An owner that ended left its last word.
+        let _ = status.wait_for(|status| !matches!(status.state, State::Creating | State::Cancelling)).await;
     }
 
     /// Whether there is, or may soon be, a guest to talk to.

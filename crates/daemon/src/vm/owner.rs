@@ -3,6 +3,7 @@
 //! Owns: turning what happens into events, and effects of the [`table`](super::table) into work.
 //! Everything it waits for is an event or has a bound. Refuses: choosing the next state.
 
+use super::adopt::Adoption;
 use super::create::{CreateError, Creation, Made, Workshop};
 use super::plan::VmPlan;
 use super::remove::{self, Leftovers};
@@ -12,8 +13,9 @@ use crate::chain::Chain;
 use crate::fault::Step;
 use crate::guest::boot::{BootChannel, BootNews, Stopper};
 use crate::guest::printable;
-use crate::parts::Machine;
+use crate::parts::{Machine, PartError};
 use crate::store::StoreError;
+use enisle_guest_proto::VERSION;
 use enisle_vmm::{BoxFuture, Exit, ExitReason};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,10 +38,14 @@ pub(crate) type Waiting = oneshot::Sender<Result<(), String>>;
 /// What a creation comes to.
 type Created = (Made, Result<(), CreateError>);
 
+/// What an adoption comes to.
+type Adopted = (Made, Result<(), PartError>);
+
 /// What the owner is busy with, beside listening.
 enum Work {
     None,
     Creating(BoxFuture<'static, Created>),
+    Adopting(BoxFuture<'static, Adopted>),
     Asking(BoxFuture<'static, ()>),
     Clearing(BoxFuture<'static, Result<(), Leftovers>>),
     Forgetting(BoxFuture<'static, Result<(), Leftovers>>),
@@ -50,6 +56,7 @@ enum Heard {
     Command(Option<Command>),
     News(BootNews),
     Created(Created),
+    Adopted(Adopted),
     Asked,
     Cleared(Result<(), Leftovers>),
     Forgotten(Result<(), Leftovers>),
@@ -72,31 +79,49 @@ pub(crate) struct Owner {
     /// When the boot, or the orderly stop, has taken too long.
     deadline: Option<Instant>,
     waiting: Vec<Waiting>,
+    /// Said once that the agent speaks another version; a guest could say so for ever.
+    told_of_version: bool,
 }
 
 impl Owner {
     /// An owner for a VM that has its row, and the handle on it. `turn` bounds how many VMs are
     /// made at the same time.
     pub(crate) fn new(plan: Arc<VmPlan>, workshop: Workshop, turn: Option<Arc<Semaphore>>) -> (Self, Handle) {
+        let creation = |news, called_off| Creation {
+            plan: Arc::clone(&plan),
+            workshop: workshop.clone(),
+            news,
+            called_off,
+            turn,
+        };
+        let work = |news, called_off| Work::Creating(Box::pin(creation(news, called_off).run()));
+        Self::busy_with(work, Arc::clone(&plan), workshop.clone())
+    }
+
+    /// An owner for a VM of an earlier run that lives, and the handle on it.
+    pub(crate) fn adopting(plan: Arc<VmPlan>, workshop: Workshop) -> (Self, Handle) {
+        let adoption = |news| Adoption { plan: Arc::clone(&plan), workshop: workshop.clone(), news };
+        let work = |news, _| Work::Adopting(Box::pin(adoption(news).run()));
+        Self::busy_with(work, Arc::clone(&plan), workshop.clone())
+    }
+
+    fn busy_with(
+        work: impl FnOnce(mpsc::Sender<BootNews>, CancellationToken) -> Work,
+        plan: Arc<VmPlan>,
+        workshop: Workshop,
+    ) -> (Self, Handle) {
         let (commands, mailbox) = mpsc::channel(MAILBOX);
         let (tell, news) = mpsc::channel(MAILBOX);
         let initial = Status {
             state: State::Creating,
             reason: None,
             pid: None,
-            ready_after_ms: None,
-            userdata_exit: None,
+            ready_after_ms: plan.row.ready_after_ms,
+            userdata_exit: plan.row.userdata_exit,
         };
         let (status, watched) = watch::channel(initial);
         let (machine, machine_watched) = watch::channel(None);
         let called_off = CancellationToken::new();
-        let creation = Creation {
-            plan: Arc::clone(&plan),
-            workshop: workshop.clone(),
-            news: tell,
-            called_off: called_off.clone(),
-            turn,
-        };
         let handle = Handle {
             plan: Arc::clone(&plan),
             mailbox: commands,
@@ -112,11 +137,12 @@ impl Owner {
             news,
             status,
             machine,
+            work: work(tell, called_off.clone()),
             called_off,
             made: Made::default(),
-            work: Work::Creating(Box::pin(creation.run())),
             deadline: None,
             waiting: Vec::new(),
+            told_of_version: false,
         };
         (owner, handle)
     }
@@ -164,6 +190,7 @@ impl Owner {
             }
             Heard::News(news) => self.take_news(news),
             Heard::Created((made, outcome)) => Some(self.take_creation(made, outcome)),
+            Heard::Adopted((made, outcome)) => Some(self.take_adoption(made, outcome)),
             Heard::Asked => None,
             Heard::Cleared(outcome) => Some(self.take_removal(outcome, Event::Cleared)),
             Heard::Forgotten(outcome) => Some(self.take_removal(outcome, Event::Forgotten)),
@@ -190,12 +217,33 @@ impl Owner {
         }
     }
 
-    fn take_creation(&mut self, made: Made, outcome: Result<(), CreateError>) -> Event {
+    fn take_made(&mut self, made: Made) {
         self.work = Work::None;
         self.made = made;
         let machine = self.made.machine.clone();
         self.status.send_modify(|status| status.pid = machine.as_ref().map(|machine| machine.pid()));
         self.machine.send_replace(machine);
+    }
+
+    fn take_adoption(&mut self, made: Made, outcome: Result<(), PartError>) -> Event {
+        self.take_made(made);
+        let vm = self.plan.name();
+        match outcome {
+            Ok(()) => {
+                tracing::info!(vm, address = %self.plan.block().guest(), "adopted");
+                Event::Adopted
+            }
+            Err(error) => {
+                let reason = format!("it could not be adopted: {}", Chain(&error));
+                tracing::error!(vm, "{reason}; removing it");
+                self.set_reason(reason);
+                Event::Lost
+            }
+        }
+    }
+
+    fn take_creation(&mut self, made: Made, outcome: Result<(), CreateError>) -> Event {
+        self.take_made(made);
         match outcome {
             Ok(()) => {
                 self.deadline = Some(Instant::now() + BOOT_LIMIT);
@@ -219,6 +267,17 @@ impl Owner {
             BootNews::SetupFailed { reason } if self.state() == State::Booting => {
                 self.set_reason(format!("the guest's set-up failed: {reason}"));
                 Some(Event::Broke)
+            }
+            BootNews::OtherVersion { agent } if self.state() == State::Booting => {
+                self.set_reason(other_version(agent));
+                Some(Event::Broke)
+            }
+            // It was adopted and runs on; what needs its agent is refused by the agent itself.
+            BootNews::OtherVersion { agent } => {
+                if !std::mem::replace(&mut self.told_of_version, true) {
+                    tracing::warn!(vm, "it runs on, but exec does not work: {}", other_version(agent));
+                }
+                None
             }
             // From here on a guest could say so for ever: no log line, no state.
             BootNews::SetupFailed { .. } => None,
@@ -330,6 +389,13 @@ impl Owner {
     }
 }
 
+fn other_version(agent: u16) -> String {
+    format!(
+        "its agent speaks protocol {agent}, this daemon {VERSION}: build the boot files again with `enisle \
+         image build`, and the VM"
+    )
+}
+
 /// The agent first; then, or where it does not listen, the power button.
 async fn ask_to_stop(stopper: Option<Stopper>, machine: Option<Arc<dyn Machine>>, plan: Arc<VmPlan>) {
     let begun = Instant::now();
@@ -351,6 +417,7 @@ async fn progress(work: &mut Work) -> Heard {
     match work {
         Work::None => std::future::pending().await,
         Work::Creating(creation) => Heard::Created(creation.await),
+        Work::Adopting(adoption) => Heard::Adopted(adoption.await),
         Work::Asking(asking) => {
             asking.await;
             *work = Work::None;

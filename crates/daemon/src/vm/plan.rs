@@ -108,11 +108,11 @@ impl StateDirs {
         self.state.join("vms")
     }
 
-    fn run_of(&self, block: Block) -> PathBuf {
+    pub(crate) fn run_of(&self, block: Block) -> PathBuf {
         self.run().join(format!("{:08x}", u32::from(block.guest())))
     }
 
-    fn home_of(&self, name: &str) -> PathBuf {
+    pub(crate) fn home_of(&self, name: &str) -> PathBuf {
         self.vms().join(name)
     }
 }

@@ -8,6 +8,7 @@ use super::plan::{GroupPlan, StateDirs, VmPlan};
 use super::{Handle, VmError, remove, request};
 use crate::chain::Chain;
 use crate::fault::Step;
+use crate::store::VmRow;
 use enisle_api::{CreateVm, Group, GroupNetwork};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -55,11 +56,30 @@ impl Registry {
             self.workshop.store.remove(&row.name)?;
             return Err(VmError::Injected { name: row.name, fault });
         }
+        if let Some(script) = &accepted.userdata {
+            self.workshop.store.set_script(&row.name, script)?;
+        }
         let plan = Arc::new(VmPlan::new(row, accepted.group, accepted.userdata, &self.dirs));
         tracing::info!(vm = plan.name(), address = %plan.block().guest(), "creating");
         let (owner, handle) = Owner::new(Arc::clone(&plan), self.workshop.clone(), turn);
         vms.insert(plan.name().to_owned(), handle.clone());
         drop(vms);
+        tokio::spawn(supervise(owner, plan, self.workshop.clone(), Arc::clone(&self.vms)));
+        Ok(handle)
+    }
+
+    /// Takes over a VM of an earlier run, which lives. Its owner removes it where that fails. Also
+    /// while the daemon goes down: what is not owned could not be removed.
+    pub(crate) fn adopt(&self, row: VmRow) -> Result<Handle, VmError> {
+        let group = self.groups.iter().find(|group| group.config.name == row.group);
+        let Some(group) = group else {
+            let known = self.groups.iter().map(|group| group.config.name.as_str()).collect::<Vec<_>>();
+            return Err(VmError::NoSuchGroup { name: row.group, known: known.join(", ") });
+        };
+        let script = self.workshop.store.script(&row.name)?;
+        let plan = Arc::new(VmPlan::new(row, Arc::clone(group), script, &self.dirs));
+        let (owner, handle) = Owner::adopting(Arc::clone(&plan), self.workshop.clone());
+        self.lock().insert(plan.name().to_owned(), handle.clone());
         tokio::spawn(supervise(owner, plan, self.workshop.clone(), Arc::clone(&self.vms)));
         Ok(handle)
     }
@@ -124,13 +144,14 @@ impl Registry {
         self.groups.iter().map(show).collect()
     }
 
-    /// Starts the VMs that the file asks for; returns at once. At most `at_once` are being made or
+    /// Starts the VMs that the file asks for and that are not there yet; returns at once. At most `at_once` are being made or
     /// boot at the same time: a thousand at once would all be late.
     pub(crate) fn start_configured(&self, at_once: usize) {
         let turn = Arc::new(Semaphore::new(at_once));
         for group in &self.groups {
             let create = CreateVm { group: Some(group.config.name.clone()), ..CreateVm::default() };
-            for _ in 0..group.config.count {
+            let adopted = self.list().iter().filter(|vm| vm.plan.row.group == group.config.name).count();
+            for _ in adopted..group.config.count as usize {
                 if let Err(error) = self.start(&create, Some(Arc::clone(&turn))) {
                     tracing::error!(group = group.config.name, "cannot start a VM: {}", Chain(&error));
                 }

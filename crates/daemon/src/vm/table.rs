@@ -15,6 +15,8 @@
 //! Cancelling ────────────────────────────────────────────────┘
 //! ```
 //!
+//! An adopted VM goes from Creating to Running at once (Adopted), or is removed (Lost).
+//!
 //! Owns: which state follows and what is to be done. Refuses: doing it, which is the owner task's.
 
 use enisle_api::VmState;
@@ -22,7 +24,7 @@ use enisle_api::VmState;
 /// Where a VM is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Slot, disk and VMM are being made.
+    /// Slot, disk and VMM are being made, or taken over.
     Creating,
     /// Being made, and to be unmade as soon as the step in hand is over.
     Cancelling,
@@ -49,6 +51,10 @@ pub(crate) enum State {
 pub(crate) enum Event {
     /// Its creation is over: the guest runs.
     Launched,
+    /// It was ready under an earlier run of the daemon, and is this one's now.
+    Adopted,
+    /// A VM of an earlier run could not be taken over.
+    Lost,
     /// Its agent serves sessions.
     Ready,
     /// Its creation or its guest's set-up failed.
@@ -88,19 +94,21 @@ pub(crate) enum Effect {
 /// state leaves it as it is.
 pub(crate) fn next(state: State, event: Event) -> (State, Effect) {
     use Effect::{Ask, CallOff, Clear, Forget, Nothing};
-    use Event::{Broke, Cleared, Ended, Forgotten, GraceOver, Hurry, Launched, Ready, Remove, Stuck};
+    use Event::{
+        Adopted, Broke, Cleared, Ended, Forgotten, GraceOver, Hurry, Launched, Lost, Ready, Remove, Stuck,
+    };
     use State::{
         Booting, Cancelling, Creating, Ending, Failed, Failing, Forgetting, Gone, Running, Stopping,
     };
     match (state, event) {
         (Creating, Launched) => (Booting, Nothing),
-        (Booting, Ready) => (Running, Nothing),
+        (Creating, Adopted) | (Booting, Ready) => (Running, Nothing),
         (Creating, Broke) | (Booting | Running, Broke | Ended) => (Failing, Clear),
         (Creating, Remove | Hurry) => (Cancelling, CallOff),
         // Nobody inside could be asked yet.
         (Booting, Remove | Hurry) | (Running, Hurry) => (Ending, Clear),
         (Running, Remove) => (Stopping, Ask),
-        (Cancelling, Launched | Broke) => (Ending, Clear),
+        (Cancelling, Launched | Adopted | Broke) | (Creating | Cancelling, Lost) => (Ending, Clear),
         (Stopping, Broke | Ended | GraceOver | Hurry) => (Ending, Clear),
         // What is being removed already is removed entirely.
         (Failing, Remove | Hurry) => (Ending, Nothing),
@@ -154,8 +162,10 @@ mod tests {
         State::Failed,
         State::Gone,
     ];
-    const EVENTS: [Event; 10] = [
+    const EVENTS: [Event; 12] = [
         Event::Launched,
+        Event::Adopted,
+        Event::Lost,
         Event::Ready,
         Event::Broke,
         Event::Ended,

@@ -1,6 +1,8 @@
 //! The life of VMs, with parts that exist only as names: whatever fails, whenever, nothing of a
 //! VM is left.
 
+mod adopt;
+
 use super::create::Workshop;
 use super::plan::{GroupPlan, StateDirs, VmPlan};
 use super::registry::Registry;
