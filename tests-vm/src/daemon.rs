@@ -26,6 +26,19 @@ impl<'site> Daemon<'site> {
     /// # Errors
     /// When it ends before, or says nothing for minutes; with its log.
     pub fn start(site: &'site Site, config: &Path, env: &[(&str, &str)]) -> Result<Self> {
+        Self::start_with(site, config, &[], env)
+    }
+
+    /// As [`Daemon::start`], with more words on the command line.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_with(
+        site: &'site Site,
+        config: &Path,
+        flags: &[&str],
+        env: &[(&str, &str)],
+    ) -> Result<Self> {
         let notify = site.dir().join("notify.sock");
         let _ = fs::remove_file(&notify);
         let socket = UnixDatagram::bind(&notify).context("bind the notify socket")?;
@@ -33,7 +46,7 @@ impl<'site> Daemon<'site> {
         let log = site.dir().join("daemon.log");
         let file = File::options().create(true).append(true).open(&log).context("open the daemon's log")?;
         let mut command = Command::new(program("enisle"));
-        command.arg("up").arg(config).current_dir(site.dir()).env("NOTIFY_SOCKET", &notify);
+        command.arg("up").arg(config).args(flags).current_dir(site.dir()).env("NOTIFY_SOCKET", &notify);
         command.envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let child = site.world.host.run(|| command.spawn()).context("start the daemon")?;
@@ -121,6 +134,15 @@ impl<'site> Daemon<'site> {
         self.signal(rustix::process::Signal::KILL);
         let status = self.wait();
         assert_eq!(status.signal(), Some(9), "ended by itself before it was killed");
+    }
+
+    /// Waits for the end of a daemon that a fault point kills.
+    ///
+    /// # Panics
+    /// If it ends otherwise, or not at all.
+    pub fn died(mut self) {
+        let status = self.wait();
+        assert_eq!(status.signal(), Some(9), "not killed by its fault point");
     }
 
     /// Sends it a signal.

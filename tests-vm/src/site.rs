@@ -5,7 +5,7 @@ use enisle_testkit::World;
 use enisle_testkit::listing::{Listing, Scope};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// One test's world and directories. Dropping it takes both away.
@@ -82,6 +82,17 @@ impl Site {
         command
     }
 
+    /// Runs `enisle gc` on this site's state directory, in the world's `host`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn gc(&self, flags: &[&str]) -> Output {
+        let mut command = self.enisle(&["gc", "--state-dir"]);
+        command.arg(self.state_dir()).args(flags).stdin(Stdio::null());
+        self.world.host.output(&mut command).expect("run enisle gc")
+    }
+
     /// Everything a leak could hide in: the host namespace, and what names this site's directory.
     ///
     /// # Panics
@@ -99,6 +110,16 @@ impl Site {
             trees: &trees,
         };
         Listing::take(&self.world.host, &scope).expect("a listing")
+    }
+}
+
+/// VMs outlive their daemon: those of a test that failed end here.
+impl Drop for Site {
+    fn drop(&mut self) {
+        let found = self.gc(&[]);
+        if !found.status.success() {
+            eprintln!("enisle gc: {}", String::from_utf8_lossy(&found.stderr));
+        }
     }
 }
 
