@@ -68,6 +68,22 @@ impl<'site> Daemon<'site> {
         }
     }
 
+    /// Starts `enisle up CONFIG` and kills it with SIGKILL so soon after that it is not up yet, or
+    /// just so.
+    ///
+    /// # Panics
+    /// If it cannot be started, or ended by itself before.
+    pub fn start_and_kill(site: &Site, config: &Path, after: Duration) {
+        let mut command = Command::new(program("enisle"));
+        command.arg("up").arg(config).current_dir(site.dir());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = site.world.host.run(|| command.spawn()).expect("start the daemon");
+        std::thread::sleep(after);
+        child.kill().expect("kill the daemon");
+        let status = child.wait().expect("wait for the daemon");
+        assert_eq!(status.signal(), Some(9), "ended by itself before it was killed");
+    }
+
     /// Process id.
     #[must_use]
     pub fn pid(&self) -> u32 {

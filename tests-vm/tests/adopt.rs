@@ -3,7 +3,7 @@
 
 use enisle_testkit::listing::Listing;
 use enisle_testkit::sniff::Sniffer;
-use enisle_testkit::world::{CANARY, ECHO, LAN, SERVER};
+use enisle_testkit::world::{CANARY, ECHO, LAN, RESOLVER, SERVER};
 use enisle_tests_vm::{Daemon, Site, fails, ok};
 use std::fs;
 use std::process::ExitStatus;
@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 const PATIENCE: Duration = Duration::from_secs(240);
+/// Asks the gateway for a name.
+const RESOLVE: &str = "nslookup www.example.com 2>&1 || true";
 /// Longest silence of a stream in seconds, beyond the machine's own stutter.
 const BLINK: f64 = 1.0;
 
@@ -21,7 +23,7 @@ fn alone() -> MutexGuard<'static, ()> {
 
 fn group(count: u32) -> String {
     format!(
-        "- name: agents\n  count: {count}\n  image: minimal\n  network: {{ mode: isolated, range: \"169.254.100.0/22\" }}"
+        "- name: agents\n  count: {count}\n  image: minimal\n  network: {{ mode: isolated, range: \"169.254.100.0/22\", dns: [\"{RESOLVER}\"] }}"
     )
 }
 
@@ -112,6 +114,7 @@ fn kill_nine_neither_blinks_nor_opens_and_the_next_daemon_has_the_vm_whole() {
     running(&daemon, 1);
     let vm = "agents-1";
     let (boot, process) = (boot_id(&daemon, vm), pid(&daemon, vm));
+    assert!(daemon.sh(vm, RESOLVE).contains(&SERVER.to_string()), "the control");
     start_streams(&daemon, vm);
     std::thread::sleep(Duration::from_secs(3));
     let mut lan = Sniffer::open(&site.world.lan).unwrap();
@@ -121,7 +124,9 @@ fn kill_nine_neither_blinks_nor_opens_and_the_next_daemon_has_the_vm_whole() {
     let alive = internet.frames().len();
     assert!(alive > 10, "the streams go on without a daemon: {alive} frames");
 
-    let daemon = up(&site, &group(1), &[]);
+    let config = site.config(&group(1));
+    let daemon =
+        Daemon::start_with(&site, &config, &["--log-level", "info,enisle_daemon=debug"], &[]).unwrap();
     let log = daemon.log();
     assert!(log.contains("adopted"), "{log}");
     assert_eq!(boot_id(&daemon, vm), boot, "the same guest");
@@ -142,10 +147,14 @@ fn kill_nine_neither_blinks_nor_opens_and_the_next_daemon_has_the_vm_whole() {
     let knocked =
         lan.count(|frame| frame.len() > 34 && frame[12..14] == [8, 0] && frame[30..34] == LAN.octets());
     assert_eq!(knocked, 0, "a refused packet came through");
-    // Names, copying and the console work again, too.
-    assert_eq!(daemon.sh(vm, "hostname"), vm);
-    ok(&daemon.run(&["vm", "logs", vm]));
-    // And so does an orderly end, with the agent's help.
+    // Names and the console work again, and the agent has found the daemon by itself.
+    assert!(daemon.sh(vm, RESOLVE).contains(&SERVER.to_string()));
+    assert!(ok(&daemon.run(&["vm", "logs", vm])).contains("Linux version"));
+    let begun = Instant::now();
+    while !daemon.log().contains("the agent said hello") {
+        assert!(begun.elapsed() < PATIENCE, "the agent does not come back: {}", daemon.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
     assert!(daemon.stop().success());
     no_trace(&site, &before);
 }
@@ -217,4 +226,26 @@ fn a_daemon_killed_at_any_step_of_a_creation_leaves_nothing_half_made() {
     let daemon = up(&site, &group(0), &[]);
     assert_eq!(ok(&daemon.run(&["vm", "new", "--wait"])).trim(), "agents-1", "the positive control");
     assert!(daemon.stop().success());
+}
+
+#[test]
+fn a_daemon_killed_at_any_moment_of_its_start_loses_no_vm() {
+    let _alone = alone();
+    let site = Site::new();
+    let before = traces(&site);
+    let daemon = up(&site, &group(1), &[]);
+    running(&daemon, 1);
+    let vm = "agents-1";
+    let boot = boot_id(&daemon, vm);
+    daemon.kill();
+    let config = site.config(&group(1));
+    for after in [0, 20, 50, 100, 200, 350, 600, 1000] {
+        Daemon::start_and_kill(&site, &config, Duration::from_millis(after));
+    }
+    let daemon = up(&site, &group(1), &[]);
+    assert_eq!(boot_id(&daemon, vm), boot, "{}", daemon.log());
+    let reach = format!("echo ping | nc -w 5 {SERVER} {ECHO}");
+    assert_eq!(daemon.sh(vm, &reach), "ping");
+    assert!(daemon.stop().success());
+    no_trace(&site, &before);
 }

@@ -63,9 +63,10 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Runs until SIGTERM or Ctrl-C, then stops its VMs and removes everything it made; with --keep-vms it
-leaves them running for the next start. A daemon that was killed, or left them, finds its VMs running
-at its next start and adopts them; --stop-vms removes them instead. Logs go to standard error; --json means --log-format json. Ends with 0 when it was stopped, 1 when it could not start or
-not remove everything, 2 when the file is wrong; a wrong file changes nothing on the machine.
+leaves them running. VMs that a daemon left running, or whose daemon was killed, are adopted by the
+next start; --stop-vms removes them instead. Logs go to standard error; --json means --log-format
+json. Ends with 0 when it was stopped, 1 when it could not start or not remove everything, 2 when the
+file is wrong; a wrong file changes nothing on the machine.
 
 Examples:
   sudo enisle up

@@ -5,6 +5,7 @@
 use super::create::{Made, Workshop};
 use super::owner::Owner;
 use super::plan::{GroupPlan, StateDirs, VmPlan};
+use super::table::State;
 use super::{Handle, VmError, remove, request};
 use crate::chain::Chain;
 use crate::fault::Step;
@@ -150,7 +151,8 @@ impl Registry {
         let turn = Arc::new(Semaphore::new(at_once));
         for group in &self.groups {
             let create = CreateVm { group: Some(group.config.name.clone()), ..CreateVm::default() };
-            let adopted = self.list().iter().filter(|vm| vm.plan.row.group == group.config.name).count();
+            let runs = |vm: &&Handle| vm.plan.row.group == group.config.name && vm.state() == State::Running;
+            let adopted = self.list().iter().filter(runs).count();
             for _ in adopted..group.config.count as usize {
                 if let Err(error) = self.start(&create, Some(Arc::clone(&turn))) {
                     tracing::error!(group = group.config.name, "cannot start a VM: {}", Chain(&error));

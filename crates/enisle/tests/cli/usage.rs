@@ -144,6 +144,7 @@ fn help_of_every_command() {
         "vm cp",
         "vm shell",
         "vm port-forward",
+        "gc",
         "image",
         "image build",
         "image list",
