@@ -38,6 +38,8 @@ fn default_api() -> Endpoint {
 pub enum Command {
     /// Run the daemon in the foreground with the VMs that a file asks for.
     Up(UpArgs),
+    /// Check this host: what keeps microVMs from working, and the command that mends it.
+    Doctor(DoctorArgs),
     /// Make, use and remove microVMs.
     Vm(VmArgs),
     /// Remove what a daemon that is not running has left on this machine.
@@ -92,6 +94,25 @@ pub struct UpArgs {
     /// error, warn, info, debug or trace; also per module, as in `info,enisle_net=debug`.
     #[arg(long, env = "ENISLE_LOG", hide_env_values = true, default_value = "info", value_name = "LEVEL")]
     pub log_level: String,
+}
+
+/// `enisle doctor`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Changes nothing: what is tried is tried in a network namespace that is thrown away. Needs no daemon, and
+root for the kernel, the firewall and the probe guest. Ends with 0 when microVMs work here, also with
+warnings, and with 1 when they would not.
+
+Examples:
+  sudo enisle doctor
+  sudo enisle doctor agents.yaml --json
+  sudo enisle doctor --quick")]
+pub struct DoctorArgs {
+    /// Check the host for this configuration too; ./enisle.yaml where there is one.
+    pub file: Option<PathBuf>,
+    /// Boot no probe guest, which takes some seconds.
+    #[arg(long)]
+    pub quick: bool,
 }
 
 /// How log lines look.

@@ -23,7 +23,7 @@ mod transfer;
 mod tree;
 mod vm;
 
-pub use args::{Cli, Command, LogFormat, Parsed, UpArgs, command, parse};
+pub use args::{Cli, Command, DoctorArgs, LogFormat, Parsed, UpArgs, command, parse};
 pub use exit::ExitCode;
 pub use failure::Failure;
 pub use gc::{GcArgs, LeftoverItem, Leftovers, print_leftovers};

@@ -39,7 +39,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Whom a probe of the VMM runs as; below the first VM's.
-const PROBE_UID: u32 = 1_899_999_999;
+pub(crate) const PROBE_UID: u32 = 1_899_999_999;
 
 /// Why the daemon did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -264,7 +264,8 @@ async fn adopt(registry: &Registry, rows: Vec<VmRow>) {
     }
 }
 
-fn boot_files(config: &Config, images: &ImageStore) -> Result<(PathBuf, PathBuf), ImageError> {
+/// The kernel and the initramfs guests boot with.
+pub(crate) fn boot_files(config: &Config, images: &ImageStore) -> Result<(PathBuf, PathBuf), ImageError> {
     match (&config.kernel, &config.initramfs) {
         (Some(kernel), Some(initramfs)) => Ok((kernel.clone(), initramfs.clone())),
         (kernel, initramfs) => {

@@ -4,13 +4,15 @@
 //! guest's protocol and the API meet. Refuses: system calls on networks and processes (those are
 //! `enisle-net`'s and `enisle-vmm`'s) and a command line (the CLI's).
 //!
-//! [`run`] is `enisle up`; [`gc`] is `enisle gc`; [`config`] reads the file; [`dns`] answers what the microVMs ask; everything
+//! [`run`] is `enisle up`; [`gc`] is `enisle gc`; [`doctor`] is `enisle doctor`; [`config`] reads the
+//! file; [`dns`] answers what the microVMs ask; everything
 //! else is inside.
 
 mod boot;
 mod chain;
 pub mod config;
 pub mod dns;
+pub mod doctor;
 mod fault;
 pub mod gc;
 mod group_file;

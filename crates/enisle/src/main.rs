@@ -1,6 +1,7 @@
 //! The one binary. Owns nothing but the choice of who carries out a command: the command line,
 //! the daemon or the image builder.
 
+mod doctor;
 mod gc;
 mod image;
 mod up;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> u8 {
     match &cli.command {
         Command::Up(args) => up::run(args, cli.json),
+        Command::Doctor(args) => doctor::run(args, cli.json),
         Command::Vm(args) => enisle_cli::run_vm(cli, args),
         Command::Gc(args) => gc::run(args, cli.json),
         Command::Image(command) => image::run(command, cli.json),

@@ -4,6 +4,7 @@
 //! Refuses: text; it sees typed values with places.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use enisle_net::Limits;
 use enisle_net::plan::Range;
@@ -40,7 +41,7 @@ pub(super) fn resolve(
         policy_compiles(&group.value, report);
     }
     keys_fit(keys, groups, report);
-    ranges_are_free(groups, host, report);
+    ranges_are_free(keys, groups, host, report);
     images_exist(keys, groups, host, report);
     boot_files_exist(keys, host, report);
     config(keys, groups, source)
@@ -149,12 +150,13 @@ fn policy_compiles(group: &GroupKeys, report: &mut Report) {
 }
 
 /// Ranges overlap neither each other nor what the machine uses.
-fn ranges_are_free(groups: &[Located<GroupKeys>], host: &dyn Host, report: &mut Report) {
+fn ranges_are_free(keys: &ConfigKeys, groups: &[Located<GroupKeys>], host: &dyn Host, report: &mut Report) {
     let ranges: Vec<Located<Range>> = groups.iter().filter_map(|group| range_of(&group.value)).collect();
     if ranges.is_empty() {
         return;
     }
-    let in_use = host.networks();
+    let state_dir = keys.state_dir.as_ref().map(|dir| dir.value.0.as_path());
+    let in_use = host.networks(state_dir.unwrap_or(Path::new("")));
     let mut taken: Vec<Ipv4Net> = in_use.iter().map(|used| used.net).collect();
     taken.extend(ranges.iter().map(|range| range.value.net()));
     for (index, range) in ranges.iter().enumerate() {

@@ -123,8 +123,8 @@ pub struct InUse {
 /// What has to be asked of the machine. The daemon answers; nothing is changed by asking.
 pub trait Host {
     /// Networks used outside this daemon: by addresses of interfaces, by routes other than
-    /// default routes, by other daemons.
-    fn networks(&self) -> Vec<InUse>;
+    /// default routes, by other daemons. A daemon whose state is in `state_dir` is no other one.
+    fn networks(&self, state_dir: &Path) -> Vec<InUse>;
 
     /// Names of the images in `image_dir` that a VM can boot from; `None` where that cannot be
     /// known, which lets every name pass.
@@ -139,7 +139,7 @@ pub trait Host {
 pub struct AnyHost;
 
 impl Host for AnyHost {
-    fn networks(&self) -> Vec<InUse> {
+    fn networks(&self, _: &Path) -> Vec<InUse> {
         Vec::new()
     }
 

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// Our own changes are told as well; many come at once when VMs start.
 const PAUSE: Duration = Duration::from_millis(200);
+/// After a look that failed.
+const AGAIN: Duration = Duration::from_secs(5);
 /// Nothing happens for this long on a quiet host; then the wait begins anew.
 const QUIET: Duration = Duration::from_secs(24 * 3600);
 
@@ -26,9 +28,10 @@ pub(crate) fn follow(network: Arc<Network>) -> io::Result<()> {
 }
 
 fn run(mut monitor: Monitor, network: &Network) {
+    let mut failed = false;
     while !network.is_closed() {
-        // What another program kept undoing is tried again later, also if nothing else changes.
-        let postponed = network.postponed();
+        // What failed, or what another program kept undoing, is tried again also if nothing changes.
+        let postponed = if failed { Some(AGAIN) } else { network.postponed() };
         match monitor.wait(postponed.unwrap_or(QUIET)) {
             Ok(Some(_)) => {}
             Ok(None) if postponed.is_some() => {}
@@ -38,7 +41,9 @@ fn run(mut monitor: Monitor, network: &Network) {
                 return;
             }
         }
-        if let Err(error) = network.refresh() {
+        let done = network.refresh();
+        failed = done.is_err();
+        if let Err(error) = done {
             tracing::warn!("cannot follow a change of the host's network: {}", Chain(&error));
         }
         thread::sleep(PAUSE);

@@ -55,6 +55,18 @@ impl StateLock {
     }
 }
 
+/// The process that holds the lock of a state directory, or held it last; `None` when nobody ever did.
+///
+/// # Errors
+/// When that may not be known.
+pub(crate) fn lock_holder(state_dir: &Path) -> std::io::Result<Option<u32>> {
+    match File::open(state_dir.join(LOCK_FILE)) {
+        Ok(mut file) => Ok(owner(&mut file)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Who holds the lock. Only for messages: the number may be about to be written.
 fn owner(file: &mut File) -> Option<u32> {
     let mut text = String::new();

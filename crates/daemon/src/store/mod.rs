@@ -24,6 +24,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use enisle_net::plan::{Block, Range};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
+pub(crate) use lock::lock_holder;
+
 use lock::StateLock;
 use row::{COLUMNS, number_of};
 

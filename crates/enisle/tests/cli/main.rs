@@ -1,6 +1,7 @@
 //! The binary as users run it, against a daemon double.
 
 mod cp;
+mod doctor;
 mod exec;
 #[path = "../../../client/tests/fake_daemon/mod.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]

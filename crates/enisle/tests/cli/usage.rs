@@ -135,6 +135,7 @@ fn help_of_every_command() {
     for command in [
         "",
         "up",
+        "doctor",
         "vm",
         "vm new",
         "vm list",

@@ -14,7 +14,7 @@ use super::{Config, ConfigErrors, Host, InUse, parse};
 pub(super) struct TestHost;
 
 impl Host for TestHost {
-    fn networks(&self) -> Vec<InUse> {
+    fn networks(&self, _: &Path) -> Vec<InUse> {
         let used = |net: &str, by: &str| InUse { net: net.parse().unwrap(), by: by.to_owned() };
         vec![used("192.168.1.0/24", "interface eth0"), used("172.17.0.0/16", "interface docker0")]
     }
