@@ -3,7 +3,7 @@
 
 BUILD_PACKAGES=(ca-certificates clang cpio gcc libc6-dev make pkg-config)
 RUN_PACKAGES=(debian-archive-keyring dpkg-dev e2fsprogs kmod mmdebstrap qemu-system-x86 qemu-utils xz-utils zstd)
-TEST_PACKAGES=(bc bpftool iproute2 iptables iputils-ping nftables openssh-client procps sqlite3 tcpdump util-linux)
+TEST_PACKAGES=(bc bpftool iproute2 iptables iputils-ping nftables openssh-client procps sqlite3 systemd tcpdump ufw util-linux)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 die() {

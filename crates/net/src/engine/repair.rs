@@ -11,7 +11,7 @@ use super::{Engine, State};
 use crate::error::NetError;
 use crate::foreign;
 use crate::host_table;
-use crate::kernel::{Answer, Place};
+use crate::kernel::{Answer, KernelError, Place};
 use crate::mend;
 use crate::nft::{Batch, ChainSeen, Command, Element, RuleSeen, Table};
 use crate::pace::{Pace, Turn};
@@ -25,6 +25,8 @@ pub(super) struct Repairs {
     table: Option<(Vec<ChainSeen>, Vec<RuleSeen>)>,
     /// Our rules in foreign chains, by table and chain.
     pairs: BTreeMap<(Table, String), Vec<u64>>,
+    /// Foreign chains that we may not change. Said once; tried again whenever something changes.
+    refused: BTreeSet<(Table, String)>,
     /// Slots whose interface somebody deleted.
     lost: BTreeSet<Block>,
     pace: Pace,
@@ -158,6 +160,7 @@ impl Engine {
         let mark = foreign::mark(self.scope);
         let chains = self.kernel.chains().map_err(read)?;
         let mut pairs = BTreeMap::new();
+        let mut locked = BTreeSet::new();
         for chain in chains.iter().filter(|c| foreign::is_foreign_forward(c)) {
             let rules = self.kernel.rules(&chain.table, Some(&chain.name)).map_err(read)?;
             let key = (chain.table.clone(), chain.name.clone());
@@ -168,22 +171,44 @@ impl Engine {
                 false => foreign::marked(&rules, &mark).is_empty(),
             };
             let what = format!("Enisle's rules in chain {} of {}", chain.name, chain.table);
-            let now = if right || !state.repairs.turn(&what) {
-                known
-            } else {
-                self.put_pairs(chain, &rules, wanted)
-            };
-            if !now.is_empty() {
-                pairs.insert(key, now);
+            let refused = state.repairs.refused.remove(&key);
+            if right || !(refused || state.repairs.turn(&what)) {
+                pairs.insert(key, known);
+                continue;
+            }
+            match self.put_pairs(chain, &rules, wanted) {
+                Ok(now) => {
+                    pairs.insert(key, now);
+                }
+                // A chain that its owner lets nobody change: the rest of the host goes on.
+                Err(error) => {
+                    if !refused {
+                        self.tell_refused(chain, &error);
+                    }
+                    locked.insert(key);
+                }
             }
         }
+        pairs.retain(|_, handles| !handles.is_empty());
         state.repairs.pairs = pairs;
+        state.repairs.refused = locked;
         Ok(())
     }
 
-    /// Writes or removes the pairs of one chain; the handles of what is there now. A chain that its
-    /// owner lets nobody change is told of, not an error: the rest of the host goes on.
-    fn put_pairs(&self, chain: &ChainSeen, rules: &[RuleSeen], wanted: bool) -> Vec<u64> {
+    fn tell_refused(&self, chain: &ChainSeen, error: &KernelError) {
+        let ranges: Vec<String> = self.ranges.iter().map(ToString::to_string).collect();
+        tracing::warn!(
+            table = %chain.table,
+            chain = chain.name,
+            "it drops what it does not know and cannot be changed: {error}: {}; let through what comes from \
+             and goes to {} there, or microVMs have no network",
+            std::error::Error::source(error).map(ToString::to_string).unwrap_or_default(),
+            ranges.join(", ")
+        );
+    }
+
+    /// Writes or removes the pairs of one chain; the handles of what is there now.
+    fn put_pairs(&self, chain: &ChainSeen, rules: &[RuleSeen], wanted: bool) -> Answer<Vec<u64>> {
         let mark = foreign::mark(self.scope);
         let old = foreign::marked(rules, &mark);
         let put = |form| self.write(&foreign::put(chain, &old, &self.ranges, form, &mark));
@@ -195,24 +220,19 @@ impl Engine {
             }
             (true, form) => put(form),
         };
-        let what = if wanted { "let microVMs through" } else { "leave" };
         match done {
-            Ok(()) if wanted => {
-                tracing::info!(table = %chain.table, chain = chain.name, "it drops what it does not know: microVMs' packets are let through");
-            }
-            Ok(()) => {}
+            // Gone meanwhile: its owner changed it, and the kernel tells of that.
             Err(e) if e.is_absent() => {}
-            Err(e) => tracing::warn!(
+            Err(e) => return Err(e),
+            Ok(()) if wanted => tracing::info!(
                 table = %chain.table,
                 chain = chain.name,
-                "cannot {what}: {e}: {}; accept what comes from and goes to {} there, or microVMs have no \
-                 network",
-                std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default(),
-                self.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+                "it drops what it does not know; packets of microVMs are let through there"
             ),
+            Ok(()) => {}
         }
-        let now = self.kernel.rules(&chain.table, Some(&chain.name)).unwrap_or_default();
-        foreign::marked(&now, &mark)
+        let now = self.kernel.rules(&chain.table, Some(&chain.name))?;
+        Ok(foreign::marked(&now, &mark))
     }
 
     /// Takes our pairs out of every foreign chain.

@@ -86,6 +86,19 @@ impl Followed {
         self.closed(damage);
     }
 
+    /// Follows the host until something holds.
+    pub(crate) fn until(&mut self, what: &str, holds: impl Fn(&Followed) -> bool) {
+        let start = Instant::now();
+        while !holds(self) {
+            let postponed = self.rig.engine.postponed();
+            let told = self.monitor.wait(postponed.unwrap_or(SHORT)).unwrap();
+            if told.is_some() || postponed.is_some() {
+                self.rig.engine.refresh().unwrap();
+            }
+            assert!(start.elapsed() < BACK * 3, "{what}: not in time");
+        }
+    }
+
     /// What is closed is closed: the host, its neighbour and its LAN to the guest, the guest to
     /// who calls it. Each listener answers somebody else.
     pub(crate) fn closed(&mut self, when: &str) {
