@@ -250,6 +250,38 @@ fn a_slot_is_adopted_whole_or_taken_away() {
 }
 
 #[test]
+fn a_repair_that_fails_anywhere_is_finished_by_the_next() {
+    let policy = policy(&[]);
+    let broken = || {
+        let kernel = Arc::new(Fake::with_uplink());
+        let engine = open(&kernel).unwrap();
+        std::mem::forget(engine.create(&spec(0, &policy)).unwrap());
+        let right = kernel.state();
+        kernel.interfere(|state| {
+            state.tables.clear();
+            state.links.values_mut().for_each(|link| link.forwarding = false);
+        });
+        kernel.refuse([]);
+        (kernel, engine, right)
+    };
+    let (kernel, engine, right) = broken();
+    engine.refresh().unwrap();
+    assert_eq!(kernel.state().tables, right.tables);
+    assert!(kernel.state().links.values().all(|link| link.forwarding));
+    let calls = kernel.calls();
+    for n in 1..=calls {
+        let (kernel, engine, right) = broken();
+        kernel.refuse([n]);
+        // A slot's interface that cannot be put right is only told of.
+        let _ = engine.refresh();
+        kernel.refuse([]);
+        engine.refresh().unwrap();
+        assert_eq!(kernel.state().tables, right.tables, "call {n}");
+        assert!(kernel.state().links.values().all(|link| link.forwarding), "call {n}");
+    }
+}
+
+#[test]
 fn slots_with_equal_policies_share_one_copy() {
     let kernel = Arc::new(Fake::with_uplink());
     let engine = open(&kernel).unwrap();

@@ -54,6 +54,8 @@ pub struct ForwardChain {
     pub chain: String,
     /// It drops or rejects what none of its rules lets through.
     pub refuses: bool,
+    /// Only the program that made the table may change it (`flags owner`).
+    pub locked: bool,
 }
 
 /// The chains at the forward hook that are nobody of ours. Needs `CAP_NET_ADMIN`.
@@ -61,9 +63,11 @@ pub struct ForwardChain {
 /// # Errors
 /// When the kernel does not say.
 pub fn forward_chains() -> Result<Vec<ForwardChain>, KernelError> {
+    let owned = reader::owned_tables()?;
     let chains = reader::chains(foreign::is_foreign_forward)?;
     let judge = |(chain, rules): (crate::nft::ChainSeen, Vec<_>)| ForwardChain {
         refuses: foreign::refuses(&chain, &rules),
+        locked: owned.contains(&chain.table),
         table: chain.table.to_string(),
         chain: chain.name,
     };

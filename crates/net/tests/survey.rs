@@ -57,7 +57,12 @@ fn chains_that_refuse_and_settings_are_told() {
     let chains = || world.host.run(survey::forward_chains).unwrap();
     assert_eq!(chains(), []);
     world.host.check("iptables-nft", &["-P", "FORWARD", "DROP"], "").unwrap();
-    let expected = ForwardChain { table: "table ip filter".into(), chain: "FORWARD".into(), refuses: true };
+    let expected = ForwardChain {
+        table: "table ip filter".into(),
+        chain: "FORWARD".into(),
+        refuses: true,
+        locked: false,
+    };
     assert_eq!(chains(), std::slice::from_ref(&expected));
     world.host.check("iptables-nft", &["-P", "FORWARD", "ACCEPT"], "").unwrap();
     assert_eq!(chains(), [ForwardChain { refuses: false, ..expected }]);

@@ -130,11 +130,19 @@ fn a_small_connection_table_is_told_before_and_when_it_is_full() {
 }
 
 #[test]
-fn firewalls_are_explained_and_no_failure() {
-    let docker = ForwardChain { table: "table ip filter".into(), chain: "FORWARD".into(), refuses: true };
+fn firewalls_are_explained_and_no_failure_unless_locked() {
+    let docker = ForwardChain {
+        table: "table ip filter".into(),
+        chain: "FORWARD".into(),
+        refuses: true,
+        locked: false,
+    };
     let open = ForwardChain { refuses: false, ..docker.clone() };
     let (severity, text) = with("firewall", |f| f.chains = Some(Ok(vec![open.clone(), docker])));
     assert!(severity == Severity::Note && text.contains("FORWARD of table ip filter"), "{text}");
+    let locked = ForwardChain { refuses: true, locked: true, ..open.clone() };
+    let (severity, text) = with("firewall", |f| f.chains = Some(Ok(vec![locked])));
+    assert!(severity == Severity::Failure && text.contains("NftablesTableOwner"), "{text}");
     assert_eq!(with("firewall", |f| f.chains = Some(Ok(vec![open]))).0, Severity::Ok);
     assert_eq!(with("iptables-legacy", |f| f.legacy_iptables = true).0, Severity::Warning);
     for (id, program) in [

@@ -71,6 +71,11 @@ impl Fake {
         lock(&self.state).clone()
     }
 
+    /// What another program does to the host.
+    pub(crate) fn interfere(&self, change: impl FnOnce(&mut State)) {
+        change(&mut lock(&self.state));
+    }
+
     pub(crate) fn calls(&self) -> u32 {
         lock(&self.calls).made
     }

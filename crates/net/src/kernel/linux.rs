@@ -21,8 +21,8 @@ use super::netlink_socket::{LinkWatch, NetlinkSocket};
 use super::netns::{Inside, lock};
 use super::{Answer, Kernel, KernelError, Lease, Netns, Place, Program, TapSpec, netns, sock_diag, tap};
 use crate::judge::{AddressEntry, Counters, PolicyId, PortRow, SlotEntry};
-use crate::netlink::conntrack;
 use crate::netlink::route::{self, Address, Change, Link, LinkSettings, Neighbour, Route, Veth};
+use crate::netlink::{Message, Received, conntrack};
 use crate::nft::{self, Batch, ChainSeen, Element, RuleSeen, Table};
 use crate::plan::Range;
 
@@ -82,11 +82,37 @@ impl Linux {
     fn dump<T>(
         &self,
         what: &str,
-        request: crate::netlink::Message,
-        parse: impl Fn(&crate::netlink::Received<'_>) -> Option<T>,
+        request: Message,
+        parse: impl Fn(&Received<'_>) -> Option<T>,
     ) -> Answer<Vec<T>> {
         let mut all = Vec::new();
         lock(&self.route).dump(what, request, |m| all.extend(parse(m)))?;
+        Ok(all)
+    }
+
+    /// A dump of nf_tables. One that somebody changed the ruleset in the midst of is taken anew; on a
+    /// host where that never ends, the last one has to do, and the kernel tells of the next change.
+    fn ruleset<T>(
+        &self,
+        what: &str,
+        request: Message,
+        parse: impl Fn(&Received<'_>) -> Option<T>,
+    ) -> Answer<Vec<T>> {
+        const NLM_F_DUMP_INTR: u16 = 0x10;
+        const TRIES: u32 = 5;
+        let mut socket = lock(&self.netfilter);
+        let mut all = Vec::new();
+        for _ in 0..TRIES {
+            let mut torn = false;
+            all.clear();
+            socket.dump(what, request.clone(), |m| {
+                torn |= m.flags & NLM_F_DUMP_INTR != 0;
+                all.extend(parse(m));
+            })?;
+            if !torn {
+                break;
+            }
+        }
         Ok(all)
     }
 
@@ -241,20 +267,14 @@ impl Kernel for Linux {
     }
 
     fn chains(&self) -> Answer<Vec<ChainSeen>> {
-        let mut all = Vec::new();
-        let request = nft::chains_request();
-        lock(&self.netfilter).dump("chains of nf_tables", request, |m| all.extend(nft::parse_chain(m)))?;
-        Ok(all)
+        self.ruleset("chains of nf_tables", nft::chains_request(), nft::parse_chain)
     }
 
     fn rules(&self, table: &Table, chain: Option<&str>) -> Answer<Vec<RuleSeen>> {
-        let mut all = Vec::new();
         let request = nft::rules_request(table, chain);
-        let what = format!("rules of {table}");
-        match lock(&self.netfilter).dump(&what, request, |m| all.extend(nft::parse_rule(m))) {
+        match self.ruleset(&format!("rules of {table}"), request, nft::parse_rule) {
             Err(e) if e.is_absent() => Ok(Vec::new()),
-            Err(e) => Err(e),
-            Ok(()) => Ok(all),
+            done => done,
         }
     }
 

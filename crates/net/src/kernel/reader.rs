@@ -10,7 +10,7 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use super::netlink_socket::NetlinkSocket;
 use super::{Answer, KernelError};
 use crate::netlink::{Message, Received, route};
-use crate::nft::{self, ChainSeen, RuleSeen};
+use crate::nft::{self, ChainSeen, RuleSeen, Table};
 use crate::surroundings::Surroundings;
 
 /// Interfaces, addresses and routes of the calling thread's namespace.
@@ -25,6 +25,13 @@ pub(crate) fn surroundings() -> Answer<Surroundings> {
         neighbours: Vec::new(),
         router: setting("ipv4/ip_forward").as_deref() == Some("1"),
     })
+}
+
+/// Tables that only their owner may change. Needs `CAP_NET_ADMIN`.
+pub(crate) fn owned_tables() -> Answer<Vec<Table>> {
+    let open = |e| KernelError::new("opening an nfnetlink socket", e);
+    let mut socket = NetlinkSocket::open(NETLINK_NETFILTER).map_err(open)?;
+    dump(&mut socket, "tables of nf_tables", nft::tables_request(), nft::parse_owned_table)
 }
 
 /// Every chain with its rules, where `wanted` says so. Needs `CAP_NET_ADMIN`.

@@ -14,7 +14,10 @@ use std::fmt;
 pub(crate) use encode::note;
 pub(crate) use encode::{element_request, elements_request, messages, parse_count, parse_elements};
 pub(crate) use rule::{Expr, Rule, Verdict};
-pub(crate) use seen::{Always, ChainSeen, RuleSeen, chains_request, parse_chain, parse_rule, rules_request};
+pub(crate) use seen::{
+    Always, ChainSeen, RuleSeen, chains_request, parse_chain, parse_owned_table, parse_rule, rules_request,
+    tables_request,
+};
 
 /// `NFPROTO_*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,6 +6,8 @@ use super::encode::{SUBSYS_NFTABLES, message, note};
 use super::{Family, Policy, Table};
 use crate::netlink::{Message, Received, attribute, attributes, flags, u32_at};
 
+const NEWTABLE: u16 = 0;
+const GETTABLE: u16 = 1;
 const NEWCHAIN: u16 = 3;
 const GETCHAIN: u16 = 4;
 const NEWRULE: u16 = 6;
@@ -55,6 +57,23 @@ impl RuleSeen {
     pub(crate) fn note_begins(&self, text: &str) -> bool {
         self.note.get(2..).is_some_and(|t| t.starts_with(text.as_bytes()))
     }
+}
+
+/// Asks for all tables of all families.
+pub(crate) fn tables_request() -> Message {
+    Message::new(SUBSYS_NFTABLES << 8 | GETTABLE, flags::DUMP).put(&[0; 4])
+}
+
+/// A table that only its owner may change (`NFT_TABLE_F_OWNER`).
+pub(crate) fn parse_owned_table(m: &Received<'_>) -> Option<Table> {
+    const OWNER: u32 = 2;
+    if m.kind != SUBSYS_NFTABLES << 8 | NEWTABLE {
+        return None;
+    }
+    let family = family_of(*m.body.first()?)?;
+    let attrs = m.body.get(4..)?;
+    let owned = attribute(attrs, 2).and_then(be32)? & OWNER != 0;
+    Some(Table { family, name: text(attribute(attrs, 1)?) }).filter(|_| owned)
 }
 
 /// Asks for all chains of all families.

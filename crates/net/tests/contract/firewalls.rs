@@ -98,6 +98,8 @@ fn a_table_that_its_owner_locks_is_told_and_no_obstacle_to_the_rest() {
     f.until("the table is there", |f| f.run("nft", "list tables").contains("locked"));
     f.follow();
     assert!(!f.online(), "its owner drops everything");
+    let seen = f.host().run(enisle_net::survey::forward_chains).unwrap();
+    assert!(seen.iter().any(|c| c.table == "table inet locked" && c.refuses && c.locked), "{seen:?}");
     f.closed("a locked table");
     // Everything else is still looked after.
     f.run("nft", "flush table inet enisle_0badcafe");

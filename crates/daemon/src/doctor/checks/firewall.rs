@@ -37,6 +37,15 @@ fn refusing(chains: &[ForwardChain]) -> Vec<Finding> {
         return vec![Finding::ok("firewall", "no other program's chain drops what it does not know")];
     }
     let note = |chain: &&ForwardChain| {
+        if chain.locked {
+            let what = format!("chain {} of {} drops what it does not know", chain.chain, chain.table);
+            return Finding::failure("firewall", what)
+                .why("its table is locked by its owner, so the daemon cannot let microVMs' packets through")
+                .fix(
+                    "firewalld: set NftablesTableOwner=no in /etc/firewalld/firewalld.conf and systemctl restart \
+                     firewalld; else let through there what comes from and goes to the range",
+                );
+        }
         Finding::note(
             "firewall",
             format!("chain {} of {} drops what it does not know", chain.chain, chain.table),
