@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use enisle_vmm::{
     Accelerator, CgroupSpec, ConsoleChunk, ConsoleSpec, Exit, Ids, Machine, MachineSpec, Qemu, Vmm,
+    kill_leftovers,
 };
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
@@ -115,6 +116,21 @@ impl Bench {
         let left: Vec<_> =
             std::fs::read_dir(self.run_dir()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+/// A VM outlives its daemon, and so would one of a test that failed.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let scope = self.scope.clone();
+        let sweep = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+            runtime.block_on(kill_leftovers(&scope, PATIENCE)).map_err(std::io::Error::other)
+        };
+        // On a thread of its own: a runtime must not be dropped inside another.
+        if let Ok(Err(error)) = std::thread::spawn(sweep).join() {
+            eprintln!("{error}");
+        }
     }
 }
 
