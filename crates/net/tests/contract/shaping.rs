@@ -65,9 +65,25 @@ fn qdiscs(inside: &Netns) -> String {
     inside.check("tc", &["qdisc", "show"], "").unwrap()
 }
 
-fn keeps_to_the_rate(limited: f64, free: f64) {
+/// The rate is never exceeded. That it is reached, and that it would be exceeded without a limit,
+/// takes a sender that runs all the time: on a busy machine, one of a few attempts.
+fn keeps_to_the_rate(mut limited: impl FnMut() -> f64, mut free: impl FnMut() -> f64) {
+    let best = |rate: &mut dyn FnMut() -> f64, enough: f64, most: f64| {
+        let mut best = 0f64;
+        for _ in 0..5 {
+            let got = rate();
+            assert!(got <= most, "{got:.0} B/s at {MBIT} Mbit/s");
+            best = best.max(got);
+            if best >= enough {
+                break;
+            }
+        }
+        best
+    };
+    let limited = best(&mut limited, 0.5 * RATE, 1.3 * RATE);
+    let free = best(&mut free, 4.0 * RATE, f64::MAX);
     println!("{limited:.0} B/s of {RATE:.0}, {free:.0} B/s without a limit");
-    assert!((0.5 * RATE..=1.3 * RATE).contains(&limited), "{limited:.0} B/s at {MBIT} Mbit/s");
+    assert!(limited >= 0.5 * RATE, "{limited:.0} B/s at {MBIT} Mbit/s");
     assert!(free > 3.0 * limited, "{free:.0} B/s without a limit: nothing was limited");
 }
 
@@ -77,8 +93,7 @@ fn row_15_what_a_guest_sends_keeps_to_its_rate() {
     let text = qdiscs(&rig.vm().inside());
     assert!(text.contains("qdisc tbf 1: dev ve root") && text.contains("rate 8Mbit"), "{text}");
     assert!(!text.contains("tbf 1: dev tap0"), "{text}");
-    let (limited, free) = (up(&rig, 0), up(&rig, 1));
-    keeps_to_the_rate(limited, free);
+    keeps_to_the_rate(|| up(&rig, 0), || up(&rig, 1));
     // It is still the same guest, judged as before.
     let mut flow = Flow::open(&mut rig.vm().guest, SERVER, ECHO, LIMIT).unwrap();
     assert!(flow.echo(&mut rig.vm().guest, b"slowly", LIMIT).reached());
@@ -90,8 +105,11 @@ fn row_15_what_a_guest_gets_keeps_to_its_rate() {
     let text = qdiscs(&rig.vm().inside());
     assert!(text.contains("qdisc tbf 1: dev tap0 root") && text.contains("rate 8Mbit"), "{text}");
     assert!(!text.contains("tbf 1: dev ve"), "{text}");
-    let (limited, free) = (down(&rig.world, &mut rig.vms[0]), down(&rig.world, &mut rig.vms[1]));
-    keeps_to_the_rate(limited, free);
+    let Rig { world, vms, .. } = &mut rig;
+    let [slow, fast] = &mut vms[..] else {
+        panic!("two guests");
+    };
+    keeps_to_the_rate(|| down(world, slow), || down(world, fast));
 }
 
 #[test]
