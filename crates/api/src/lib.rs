@@ -7,10 +7,12 @@
 //! To change the API: add a field as optional with a default, or a new type; never change the
 //! meaning of a field. Requests refuse unknown fields; responses may grow.
 
+pub mod policy;
 pub mod problem;
 pub mod routes;
 pub mod stream;
 pub mod vm;
 
+pub use policy::*;
 pub use problem::{Code, Problem};
 pub use vm::*;

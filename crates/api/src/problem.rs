@@ -16,6 +16,8 @@ pub enum Code {
     NameTaken,
     /// The VM is not in a state that allows this.
     WrongState,
+    /// Somebody else changed it since it was read (`If-Match`).
+    Changed,
     /// The group's range has no free block, or another limit is reached.
     Exhausted,
     /// Something did not happen within the asked time.
@@ -38,6 +40,7 @@ impl Code {
             Self::InvalidRequest => 400,
             Self::NotFound => 404,
             Self::NameTaken | Self::WrongState => 409,
+            Self::Changed => 412,
             Self::Exhausted => 422,
             Self::GuestFailed => 502,
             Self::ShuttingDown => 503,
@@ -54,6 +57,7 @@ impl Code {
             Self::NotFound => "not found",
             Self::NameTaken => "name taken",
             Self::WrongState => "wrong state",
+            Self::Changed => "changed meanwhile",
             Self::Exhausted => "exhausted",
             Self::Timeout => "timed out",
             Self::StartFailed => "start failed",

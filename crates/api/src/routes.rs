@@ -10,6 +10,13 @@ pub const GROUPS: &str = "/v1/groups";
 pub const VMS: &str = "/v1/vms";
 /// `GET` → [`crate::Vm`]; `DELETE` → 204.
 pub const VM: &str = "/v1/vms/{name}";
+/// `GET` → [`crate::Policy`]; `PUT ?dry_run=BOOL` [`crate::PolicyLists`] → [`crate::PolicyChange`].
+/// `GET` has an `ETag`, which `PUT` takes in `If-Match`.
+pub const VM_POLICY: &str = "/v1/vms/{name}/policy";
+/// `GET ?dest=DEST` → [`crate::Why`]; DEST is `address[:port][/tcp, udp or icmp]`.
+pub const VM_WHY: &str = "/v1/vms/{name}/why";
+/// As [`VM_POLICY`], for a group.
+pub const GROUP_POLICY: &str = "/v1/groups/{name}/policy";
 /// `GET ?follow=BOOL` → the serial console as `application/octet-stream`.
 pub const VM_LOG: &str = "/v1/vms/{name}/log";
 /// WebSocket; see [`crate::stream`]. The first message is an [`crate::stream::Open`].
@@ -34,6 +41,24 @@ pub fn vm_log(name: &str, follow: bool) -> String {
 #[must_use]
 pub fn vm_stream(name: &str) -> String {
     format!("/v1/vms/{}/stream", encode(name))
+}
+
+/// The path of one VM's policy.
+#[must_use]
+pub fn vm_policy(name: &str) -> String {
+    format!("/v1/vms/{}/policy", encode(name))
+}
+
+/// The path of one group's policy.
+#[must_use]
+pub fn group_policy(name: &str) -> String {
+    format!("/v1/groups/{}/policy", encode(name))
+}
+
+/// The path of a question about one VM and a destination.
+#[must_use]
+pub fn vm_why(name: &str, dest: &str) -> String {
+    format!("/v1/vms/{}/why?dest={}", encode(name), encode(dest))
 }
 
 fn encode(segment: &str) -> String {

@@ -75,6 +75,12 @@ pub struct CreateVm {
     /// Script run once on first boot, instead of the group's; at most 256 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub userdata: Option<String>,
+    /// Destinations refused to this VM, beyond what its group refuses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drop: Vec<String>,
+    /// Exceptions from `drop`; they open nothing that the group refuses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
     /// Answer only when exec would work.
     #[serde(default)]
     pub wait: bool,

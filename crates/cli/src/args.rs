@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use crate::gc::GcArgs;
 use crate::image::ImageCommand;
 use crate::manual::ManArgs;
+use crate::net::NetCommand;
 use crate::vm::VmCommand;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
@@ -42,6 +43,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Make, use and remove microVMs.
     Vm(VmArgs),
+    /// Show, change and explain who microVMs may talk to.
+    Net(NetArgs),
     /// Remove what a daemon that is not running has left on this machine.
     Gc(GcArgs),
     /// Build and list guest images.
@@ -130,6 +133,14 @@ pub struct VmArgs {
     /// What to do with VMs.
     #[command(subcommand)]
     pub(crate) command: VmCommand,
+}
+
+/// `enisle net …`.
+#[derive(Debug, Args)]
+pub struct NetArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: NetCommand,
 }
 
 /// The definition of the whole command line.
@@ -224,7 +235,9 @@ mod tests {
         let own = command.get_subcommands().map(|verb| format!("`enisle {}", verb.get_name()));
         let vm = command.find_subcommand("vm").unwrap();
         let verbs = vm.get_subcommands().map(|verb| format!("`enisle vm {}", verb.get_name()));
-        for verb in own.chain(verbs) {
+        let net = command.find_subcommand("net").unwrap();
+        let net = net.get_subcommands().map(|verb| format!("`enisle net {}", verb.get_name()));
+        for verb in own.chain(verbs).chain(net) {
             assert!(text.contains(&verb), "{verb}");
         }
         for code in [0, 1, 2, 3, 4, 5, 124, 125, 126, 127, 141] {

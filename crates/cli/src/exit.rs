@@ -66,7 +66,7 @@ fn of_code(code: Code) -> ExitCode {
     match code {
         Code::InvalidRequest => ExitCode::Usage,
         Code::NotFound => ExitCode::NotFound,
-        Code::NameTaken | Code::WrongState | Code::Exhausted => ExitCode::Conflict,
+        Code::NameTaken | Code::WrongState | Code::Changed | Code::Exhausted => ExitCode::Conflict,
         Code::Timeout => ExitCode::TimedOut,
         Code::ShuttingDown => ExitCode::NoDaemon,
         _ => ExitCode::Failed,

@@ -13,6 +13,7 @@ mod gc;
 mod image;
 mod listener;
 mod manual;
+mod net;
 mod process;
 mod progress;
 mod quantity;
@@ -31,7 +32,7 @@ pub use image::{BuildArgs, ImageCommand, ListArgs, ListedImage, print_images};
 pub use manual::{ManArgs, completions, man};
 pub use table::{print, print_json};
 
-use args::VmArgs;
+use args::{NetArgs, VmArgs};
 use enisle_client::Client;
 
 /// Carries out a `vm` command on a runtime of its own and returns the exit code.
@@ -39,12 +40,24 @@ use enisle_client::Client;
 /// Blocks until the command ends. Errors are printed here.
 #[must_use]
 pub fn run_vm(cli: &Cli, args: &VmArgs) -> u8 {
+    run(cli, async |context| vm::run(context, &args.command).await)
+}
+
+/// Carries out a `net` command on a runtime of its own and returns the exit code.
+///
+/// Blocks until the command ends. Errors are printed here.
+#[must_use]
+pub fn run_net(cli: &Cli, args: &NetArgs) -> u8 {
+    run(cli, async |context| net::run(context, &args.command).await)
+}
+
+fn run(cli: &Cli, work: impl AsyncFnOnce(&vm::Context) -> Result<u8, Failure>) -> u8 {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return Failure::io("cannot start the runtime", &error).report(cli.json),
     };
     let context = vm::Context { client: Client::new(cli.api.clone()), json: cli.json };
-    let code = match runtime.block_on(vm::run(&context, &args.command)) {
+    let code = match runtime.block_on(work(&context)) {
         Ok(code) => code,
         Err(failure) => failure.report(cli.json),
     };

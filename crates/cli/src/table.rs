@@ -55,6 +55,11 @@ pub(crate) fn visible(text: &str) -> String {
     text.chars().map(|c| if is_harmful(c) { '\u{fffd}' } else { c }).collect()
 }
 
+/// The same for text of several lines.
+pub(crate) fn visible_lines(text: &str) -> String {
+    text.lines().map(|line| format!("{}\n", visible(line))).collect()
+}
+
 /// Control characters, and the marks that reverse or hide text (UAX #9, UTS #55).
 pub(crate) fn is_harmful(c: char) -> bool {
     c.is_control()

@@ -27,7 +27,7 @@ const CREATE_MARGIN: Duration = Duration::from_secs(60);
 /// A client of one daemon. Cheap to clone; holds no connection.
 #[derive(Debug, Clone)]
 pub struct Client {
-    endpoint: Arc<Endpoint>,
+    pub(crate) endpoint: Arc<Endpoint>,
 }
 
 impl Client {
@@ -167,7 +167,7 @@ impl Client {
         Ok(Connection::new(Session::open(&self.endpoint, vm, &open).await?))
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         let ask = Ask { method: &Method::GET, path };
         bounded(ask, READ_LIMIT, async {
             read_json(ask, connection::request(&self.endpoint, ask, None).await?).await
@@ -176,12 +176,15 @@ impl Client {
     }
 }
 
-async fn read_json<T: DeserializeOwned>(ask: Ask<'_>, response: Response<Incoming>) -> Result<T, Error> {
+pub(crate) async fn read_json<T: DeserializeOwned>(
+    ask: Ask<'_>,
+    response: Response<Incoming>,
+) -> Result<T, Error> {
     let body = connection::read_body(ask, response).await?;
     serde_json::from_slice(&body).map_err(|e| ask.protocol(e.to_string()))
 }
 
-async fn bounded<T>(
+pub(crate) async fn bounded<T>(
     ask: Ask<'_>,
     limit: Duration,
     work: impl Future<Output = Result<T, Error>>,

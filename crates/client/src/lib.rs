@@ -21,6 +21,7 @@ mod endpoint;
 mod error;
 mod handles;
 mod output;
+mod policy;
 mod session;
 
 pub use client::{Client, LogStream};

@@ -29,7 +29,7 @@ use crate::vm::plan::{GroupPlan, StateDirs};
 use crate::vm::registry::Registry;
 use enisle_api::Version;
 use enisle_image::{ImageError, ImageStore};
-use enisle_net::policy::{self, CompileError};
+use enisle_net::policy::CompileError;
 use enisle_vmm::{AcceleratorChoice, DetectOptions, Ids, Vmm, VmmError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{self, IsTerminal};
@@ -305,9 +305,8 @@ async fn find_vmm(
 
 fn plan_groups(config: &Config) -> Result<Vec<Arc<GroupPlan>>, BootError> {
     let plan = |group: &config::Group| {
-        let policy = policy::compile(&group.network.policy)
-            .map_err(|source| BootError::Policy { group: group.name.clone(), source })?;
-        Ok(Arc::new(GroupPlan { config: group.clone(), policy }))
+        let planned = GroupPlan::new(group.clone());
+        planned.map(Arc::new).map_err(|source| BootError::Policy { group: group.name.clone(), source })
     };
     config.groups.iter().map(plan).collect()
 }

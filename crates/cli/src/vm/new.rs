@@ -22,6 +22,7 @@ Examples:
   enisle vm new
   enisle vm new agents --wait
   enisle vm new agents --name build-1 --cpus 4 --ram 2G --userdata setup.sh --wait --timeout 5m
+  enisle vm new agents --drop 0.0.0.0/0 --allow 140.82.112.0/20:443/tcp
   NAME=$(enisle vm new --wait) && enisle vm shell \"$NAME\"")]
 pub(crate) struct NewArgs {
     /// The host group; may be left out when there is only one.
@@ -38,6 +39,13 @@ pub(crate) struct NewArgs {
     /// A script run once on first boot, instead of the group's; - reads standard input.
     #[arg(long, value_name = "FILE")]
     userdata: Option<PathBuf>,
+    /// Refuse this destination, beyond what the group refuses: a network, an address, or
+    /// address[/length]:port[-port][/tcp or /udp]; may be repeated, or a list with commas.
+    #[arg(long, value_name = "ITEM", value_delimiter = ',')]
+    drop: Vec<String>,
+    /// Except this from --drop; it opens nothing that the group refuses.
+    #[arg(long, value_name = "ITEM", value_delimiter = ',')]
+    allow: Vec<String>,
     /// Return only when `vm exec` works.
     #[arg(long)]
     wait: bool,
@@ -53,6 +61,8 @@ pub(super) async fn run(context: &Context, args: &NewArgs) -> Result<u8, Failure
         vcpu: args.cpus,
         ram_mb: args.ram,
         userdata: args.userdata.as_deref().map(read_userdata).transpose()?,
+        drop: args.drop.clone(),
+        allow: args.allow.clone(),
         wait: args.wait,
         timeout_ms: args.timeout.and_then(|limit| u64::try_from(limit.as_millis()).ok()),
     };

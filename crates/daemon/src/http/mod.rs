@@ -5,6 +5,7 @@
 
 mod body;
 mod logs;
+mod policy;
 mod problem;
 mod server;
 mod streams;
@@ -47,6 +48,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(routes::GROUPS, get(groups))
         .route(routes::VMS, get(vms::list).post(vms::create))
         .route(routes::VM, get(vms::show).delete(vms::remove))
+        .route(routes::VM_POLICY, get(policy::show_vm).put(policy::set_vm))
+        .route(routes::VM_WHY, get(policy::why))
+        .route(routes::GROUP_POLICY, get(policy::show_group).put(policy::set_group))
         .route(routes::VM_LOG, get(logs::log))
         .route(routes::VM_STREAM, any(streams::open))
         .fallback(unknown)

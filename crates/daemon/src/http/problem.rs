@@ -4,6 +4,7 @@ use crate::chain::Chain;
 use crate::guest::session::{OpenError, failure_class};
 use crate::store::StoreError;
 use crate::vm::VmError;
+use crate::vm::policy::PolicyError;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use enisle_api::stream::FromDaemon;
@@ -43,6 +44,11 @@ pub(crate) fn problem(error: &VmError) -> Problem {
         VmError::GroupNeeded { .. } => new(Code::InvalidRequest).pointer("/group"),
         VmError::OutOfRange { field, .. } => new(Code::InvalidRequest).pointer(format!("/{field}")),
         VmError::Store(error) => store_problem(error),
+        VmError::Policy(error) => policy_problem(error),
+        VmError::Network(_) => {
+            new(Code::Internal).hint("nothing was changed; the daemon's log may have more")
+        }
+        VmError::NoNetwork { .. } => new(Code::WrongState).hint("wait until it runs"),
         VmError::ShuttingDown => new(Code::ShuttingDown),
         VmError::Injected { .. } => new(Code::StartFailed),
         VmError::StartFailed { .. } => {
@@ -59,6 +65,25 @@ pub(crate) fn problem(error: &VmError) -> Problem {
         }
         VmError::TooManyStreams { .. } => new(Code::Exhausted).hint("end one of them"),
         VmError::Log { .. } => new(Code::Internal),
+    }
+}
+
+fn policy_problem(error: &PolicyError) -> Problem {
+    let (code, hint) = match error {
+        PolicyError::BadEntry { .. } => (
+            Code::InvalidRequest,
+            "an entry is a network, an address, or address[/length]:port[-port][/tcp or /udp]",
+        ),
+        PolicyError::Unenforceable { .. } => (Code::InvalidRequest, "nothing was changed"),
+        PolicyError::Changed { .. } => (Code::Changed, "read it again, then decide"),
+        PolicyError::BadDestination(_) => {
+            (Code::InvalidRequest, "write address, address:port or address:port/udp; names are not resolved")
+        }
+    };
+    let problem = Problem::new(code, Chain(error).to_string()).hint(hint);
+    match error.pointer() {
+        Some(pointer) => problem.pointer(pointer),
+        None => problem,
     }
 }
 

@@ -67,6 +67,38 @@ impl Api {
 }
 
 #[tokio::test]
+async fn policies_are_shown_changed_and_refused_with_the_entrys_place() {
+    let api = api(Guest::Honest);
+    let bad = r#"{"drop":["8.8.8.8","8.8.8.8/8"]}"#;
+    assert_eq!(api.problem("POST", routes::VMS, bad).await.2, "/drop/1");
+    api.json("POST", routes::VMS, r#"{"wait":true,"drop":["9.9.9.9"]}"#).await;
+    let path = "/v1/vms/agents-1/policy";
+    let (status, shown) = api.json("GET", path, "").await;
+    assert_eq!((status, &shown["lists"]["drop"]), (200, &json!(["9.9.9.9"])));
+    let (status, _, pointer) = api.problem("PUT", path, r#"{"drop":["1.1.1.1"],"allow":["0.0.0.0"]}"#).await;
+    assert_eq!((status, pointer.as_str()), (400, "/allow/0"));
+    assert_eq!(api.problem("PUT", path, r#"{"dorp":[]}"#).await.0, 400);
+    assert_eq!(api.json("GET", path, "").await.1, shown);
+    let none = r#"{"drop":["0.0.0.0/1","128.0.0.0/1"]}"#;
+    let (status, dry) = api.json("PUT", &format!("{path}?dry_run=true"), none).await;
+    assert_eq!((status, &dry["dry_run"], &dry["vms"]), (200, &json!(true), &json!(["agents-1"])));
+    assert_eq!(api.json("GET", path, "").await.1, shown);
+    assert_eq!(api.json("PUT", path, none).await.0, 200);
+    assert_eq!(api.json("GET", path, "").await.1["egress_none"], true);
+    let group = "/v1/groups/agents/policy";
+    assert_eq!(api.json("PUT", group, r#"{"drop":["8.8.8.8"]}"#).await.0, 200);
+    assert_eq!(api.json("GET", group, "").await.1["lists"]["drop"], json!(["8.8.8.8"]));
+    assert_eq!(api.problem("GET", "/v1/groups/none/policy", "").await.0, 404);
+    assert_eq!(api.problem("PUT", "/v1/vms/none/policy", "{}").await.0, 404);
+    assert_eq!(api.problem("GET", "/v1/vms/agents-1/why?dest=example.com", "").await.0, 400);
+    assert_eq!(api.problem("GET", "/v1/vms/agents-1/why?dest=8.8.8.8", "").await.0, 409, "no slot here");
+    api.bench.stopping.cancel();
+    api.ask("DELETE", "/v1/vms/agents-1", "").await;
+    api.stop.cancel();
+    timeout(SOON, api.server).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn vms_are_made_listed_shown_and_removed() {
     let api = api(Guest::Honest);
     assert_eq!(api.json("GET", routes::VMS, "").await, (200, json!([])));

@@ -1,11 +1,14 @@
 //! Parts that exist only as names in a set, and guests that are a task. Owns faults: any part may
 //! be told to fail, to hang or to panic.
 
+mod policy;
+
 use super::{Machine, PartError, Parts, files};
 use crate::vm::plan::VmPlan;
 use enisle_guest_proto::{BootCommand, BootConfig, BootEvent, Decoder, Hello, VERSION, encode_control};
+use enisle_net::policy::CompiledPolicy;
 use enisle_vmm::{BoxFuture, Console, Exit, ExitReason};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -46,14 +49,16 @@ pub(crate) struct FakeParts {
     /// What the guests were told, as it came.
     pub(crate) told: mpsc::UnboundedSender<String>,
     gid: u32,
+    /// Policies that were put in force, by VM.
+    pub(crate) policies: Mutex<BTreeMap<String, CompiledPolicy>>,
 }
 
 impl FakeParts {
     pub(crate) fn new(guest: Guest) -> (Arc<Self>, mpsc::UnboundedReceiver<String>) {
         let (told, hears) = mpsc::unbounded_channel();
         let gid = rustix::process::getegid().as_raw();
-        let (things, faults) = (Arc::default(), Mutex::default());
-        (Arc::new(Self { things, faults, guest, told, gid }), hears)
+        let (things, faults, policies) = (Arc::default(), Mutex::default(), Mutex::default());
+        (Arc::new(Self { things, faults, guest, told, gid, policies }), hears)
     }
 
     pub(crate) fn fault(&self, part: &'static str, fault: Fault) {

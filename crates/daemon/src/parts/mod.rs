@@ -10,6 +10,7 @@ pub(crate) mod fake;
 mod files;
 pub(crate) mod names;
 pub(crate) mod network;
+pub(crate) mod policy;
 pub(crate) mod real;
 pub(crate) mod watch;
 
@@ -30,6 +31,9 @@ pub(crate) enum PartError {
     /// The network slot.
     #[error(transparent)]
     Net(Box<enisle_net::NetError>),
+    /// The policy that its lists have become.
+    #[error("its policy does not compile")]
+    Policy(#[from] enisle_net::policy::CompileError),
     /// A slot that is needed is not there.
     #[error("block {0} has no slot")]
     NoSlot(Block),
@@ -93,7 +97,7 @@ pub(crate) trait Machine: Send + Sync {
 }
 
 /// Makes and removes the parts of VMs.
-pub(crate) trait Parts: Send + Sync {
+pub(crate) trait Parts: policy::PolicyParts + Send + Sync {
     /// Namespace, links, policy and name server.
     fn make_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
     /// Takes them away.

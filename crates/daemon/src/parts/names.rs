@@ -48,7 +48,7 @@ impl Sockets {
 struct Served {
     handle: DnsHandle,
     /// Without it every query is refused.
-    _policy: watch::Sender<DnsPolicy>,
+    policy: watch::Sender<DnsPolicy>,
 }
 
 /// The name servers, by block.
@@ -66,15 +66,27 @@ impl NameServers {
 
     /// Serves a VM until [`NameServers::stop`]. Must be called in a tokio runtime.
     pub(super) fn start(&self, plan: &VmPlan, Sockets { udp, tcp }: Sockets) -> Result<(), PartError> {
-        let policy = if plan.group.reaches_nothing() {
-            DnsPolicy::Refuse
-        } else {
-            self.service.forward(&plan.group.config.network.dns)
-        };
+        // Held until the VM can be found here: a change of its policy waits.
+        let lists = plan.group.lists();
+        let policy = self.policy(plan, plan.compile(&lists)?.reaches_nothing());
         let (policy, watched) = watch::channel(policy);
         let handle = self.service.serve(VmLabel::new(plan.name()), udp, tcp, watched)?;
-        self.served().insert(plan.block(), Served { handle, _policy: policy });
+        self.served().insert(plan.block(), Served { handle, policy });
+        drop(lists);
         Ok(())
+    }
+
+    /// Follows a change of a VM's policy, from the next query on; to egress `none` also for queries
+    /// under way. A VM that is not served is passed over.
+    pub(super) fn follow(&self, plan: &VmPlan, reaches_nothing: bool) {
+        if let Some(served) = self.served().get(&plan.block()) {
+            served.policy.send_replace(self.policy(plan, reaches_nothing));
+        }
+    }
+
+    /// A name that is looked up carries data out: where nothing may leave, no query does.
+    fn policy(&self, plan: &VmPlan, reaches_nothing: bool) -> DnsPolicy {
+        if reaches_nothing { DnsPolicy::Refuse } else { self.service.forward(&plan.group.config.network.dns) }
     }
 
     /// Ends a VM's service; none is fine. Its sockets are closed afterwards.

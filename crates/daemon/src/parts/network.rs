@@ -3,10 +3,13 @@
 //! Owns: which block has which slot. Refuses: anything the engine does itself. Methods block for
 //! milliseconds.
 
+mod policy;
+
 use super::PartError;
 use super::names::Sockets;
 use crate::vm::plan::{MTU, VmPlan};
 use enisle_net::plan::{Block, Range};
+use enisle_net::policy::CompiledPolicy;
 use enisle_net::{Engine, EngineConfig, Limits, NetError, Scope, ScopeError, Slot, SlotSpec};
 use enisle_vmm::Nic;
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,14 +70,20 @@ impl Network {
 
     /// Makes a VM's slot.
     pub(crate) fn make(&self, plan: &VmPlan) -> Result<(), PartError> {
-        let slot = self.engine.create(&spec(plan)).map_err(net)?;
+        // Held until the slot can be found: a change of the group waits.
+        let lists = plan.group.lists();
+        let policy = plan.compile(&lists)?;
+        let slot = self.engine.create(&spec(plan, &policy)).map_err(net)?;
         self.slots().live.insert(plan.block(), slot);
+        drop(lists);
         Ok(())
     }
 
     /// Takes over the slot of a VM that lives in `netns`.
     pub(crate) fn adopt(&self, plan: &VmPlan, netns: OwnedFd) -> Result<(), PartError> {
-        let adopted = self.engine.adopt(&spec(plan), netns);
+        let lists = plan.group.lists();
+        let policy = plan.compile(&lists)?;
+        let adopted = self.engine.adopt(&spec(plan, &policy), netns);
         let slot = adopted.map_err(|error| {
             if !error.left().is_empty() {
                 self.slots().stuck.insert(plan.block());
@@ -82,6 +91,7 @@ impl Network {
             net(error)
         })?;
         self.slots().live.insert(plan.block(), slot);
+        drop(lists);
         Ok(())
     }
 
@@ -148,13 +158,13 @@ impl Network {
     }
 }
 
-fn spec(plan: &VmPlan) -> SlotSpec<'_> {
+fn spec<'a>(plan: &'a VmPlan, policy: &'a CompiledPolicy) -> SlotSpec<'a> {
     let uid = plan.uid();
     SlotSpec {
         block: plan.block(),
         vm_name: plan.name(),
         mtu: u32::from(MTU),
-        policy: &plan.group.policy,
+        policy,
         tap_owner: (uid, uid),
         limits: plan.group.config.network.limits,
     }

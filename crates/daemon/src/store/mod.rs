@@ -22,12 +22,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use enisle_net::plan::{Block, Range};
+use enisle_net::policy::PolicySpec;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 pub(crate) use lock::lock_holder;
 
 use lock::StateLock;
-use row::{COLUMNS, number_of};
+use row::{COLUMNS, json_of, number_of};
 
 pub use error::StoreError;
 pub use row::{Intent, NewVm, VmRow, VmmProcess, is_vm_name};
@@ -107,6 +108,7 @@ impl Store {
             vmm: None,
             ready_after_ms: None,
             userdata_exit: None,
+            lists: vm.lists.clone(),
         };
         insert(&transaction, &row, self.run).map_err(sqlite)?;
         transaction.commit().map_err(sqlite)?;
@@ -139,6 +141,15 @@ impl Store {
     pub fn set_userdata(&self, name: &str, exit: i32) -> Result<(), StoreError> {
         let sql = "UPDATE vms SET userdata_exit = ?2, userdata = NULL WHERE name = ?1";
         self.update(name, sql, params![name, exit])
+    }
+
+    /// Replaces the VM's own policy.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchVm`], or the database's.
+    pub fn set_lists(&self, name: &str, lists: &PolicySpec) -> Result<(), StoreError> {
+        let sql = "UPDATE vms SET own_drop = ?2, own_allow = ?3 WHERE name = ?1";
+        self.update(name, sql, params![name, json_of(&lists.drop), json_of(&lists.allow)])
     }
 
     /// The VM is to go: [`Intent::Delete`]. Its name and block stay taken until
@@ -280,7 +291,8 @@ fn free_block(transaction: &Transaction<'_>, range: Range) -> rusqlite::Result<O
 
 fn insert(transaction: &Transaction<'_>, vm: &VmRow, run: i64) -> rusqlite::Result<()> {
     let sql = "INSERT INTO vms (name, vm_group, block, vcpu, ram_mib, image, disk_bytes,
-         created_ms, intent, run) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+         created_ms, intent, run, own_drop, own_allow)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
     let values = params![
         vm.name,
         vm.group,
@@ -292,6 +304,8 @@ fn insert(transaction: &Transaction<'_>, vm: &VmRow, run: i64) -> rusqlite::Resu
         vm.created_ms.cast_signed(),
         vm.intent.word(),
         run,
+        json_of(&vm.lists.drop),
+        json_of(&vm.lists.allow),
     ];
     transaction.execute(sql, values).map(|_| ())
 }

@@ -4,12 +4,13 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use enisle_net::plan::{Block, Range};
+use enisle_net::policy::{PolicySpec, Rule};
 use rusqlite::types::Type;
 use rusqlite::{Error, Row};
 
 /// The columns that [`VmRow::from_sql`] reads, in its order.
 pub(super) const COLUMNS: &str = "name, vm_group, block, vcpu, ram_mib, image, disk_bytes, \
-     created_ms, intent, vmm_pid, vmm_start, ready_after_ms, userdata_exit";
+     created_ms, intent, vmm_pid, vmm_start, ready_after_ms, userdata_exit, own_drop, own_allow";
 
 /// A VM to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct NewVm {
     pub disk_bytes: u64,
     /// Now, in milliseconds since the epoch.
     pub created_ms: u64,
+    /// Its own policy, which narrows the group's.
+    pub lists: PolicySpec,
 }
 
 /// A VM.
@@ -59,6 +62,8 @@ pub struct VmRow {
     pub ready_after_ms: Option<u64>,
     /// Exit status of the first-boot script, once it ended.
     pub userdata_exit: Option<i32>,
+    /// Its own policy, which narrows the group's.
+    pub lists: PolicySpec,
 }
 
 /// What is to become of a VM. It is written before the deed, so that the next daemon knows what
@@ -124,8 +129,19 @@ impl VmRow {
             vmm,
             ready_after_ms: ready.map(i64::cast_unsigned),
             userdata_exit: row.get("userdata_exit")?,
+            lists: PolicySpec { drop: rules(row, "own_drop")?, allow: rules(row, "own_allow")? },
         })
     }
+}
+
+fn rules(row: &Row<'_>, column: &str) -> rusqlite::Result<Vec<Rule>> {
+    let text: String = row.get(column)?;
+    serde_json::from_str(&text).map_err(|e| Error::FromSqlConversionFailure(0, Type::Text, Box::new(e)))
+}
+
+/// A list as it is in the database. Rules are written as strings, which JSON always takes.
+pub(super) fn json_of(rules: &[Rule]) -> String {
+    serde_json::Value::from_iter(rules.iter().map(ToString::to_string)).to_string()
 }
 
 /// The number of a block in the database.

@@ -20,6 +20,7 @@ fn new_vm(name: Option<&str>) -> NewVm {
         image: "default".to_owned(),
         disk_bytes: 4 << 30,
         created_ms: 1_700_000_000_000,
+        lists: PolicySpec::default(),
     }
 }
 
@@ -325,4 +326,25 @@ fn a_state_directory_that_is_a_file_is_named() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let error = Store::open(file.path()).unwrap_err();
     assert!(matches!(&error, StoreError::Io { path, .. } if path == file.path()), "{error}");
+}
+
+#[test]
+fn a_vms_own_lists_last_and_old_rows_have_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    let lists = PolicySpec {
+        drop: vec!["10.0.0.0/8:1-9/tcp".parse().unwrap(), "8.8.8.8".parse().unwrap()],
+        allow: vec!["10.1.1.1:7".parse().unwrap()],
+    };
+    {
+        let store = Store::open(&state).unwrap();
+        assert_eq!(reserve(&store).lists, PolicySpec::default());
+        store.reserve(&NewVm { lists: lists.clone(), ..new_vm(None) }).unwrap();
+        store.set_lists("agents-1", &lists).unwrap();
+        store.set_lists("agents-2", &PolicySpec::default()).unwrap();
+        assert!(matches!(store.set_lists("nobody", &lists), Err(StoreError::NoSuchVm { .. })));
+    }
+    let store = Store::open(&state).unwrap();
+    assert_eq!(store.get("agents-1").unwrap().unwrap().lists, lists);
+    assert_eq!(store.get("agents-2").unwrap().unwrap().lists, PolicySpec::default());
 }

@@ -46,6 +46,18 @@ pub(crate) enum VmError {
         /// The step.
         fault: crate::fault::InjectedFault,
     },
+    /// Lists or a destination that are refused.
+    #[error(transparent)]
+    Policy(#[from] super::policy::PolicyError),
+    /// The network could not be changed or read.
+    #[error(transparent)]
+    Network(Box<crate::parts::PartError>),
+    /// There is no slot yet, or no more.
+    #[error("VM {name} has no network at the moment")]
+    NoNetwork {
+        /// The VM.
+        name: String,
+    },
     /// The daemon goes down.
     #[error("the daemon is going down")]
     ShuttingDown,
@@ -102,4 +114,10 @@ pub(crate) enum VmError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl From<crate::parts::PartError> for VmError {
+    fn from(error: crate::parts::PartError) -> Self {
+        Self::Network(Box::new(error))
+    }
 }

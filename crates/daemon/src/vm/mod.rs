@@ -12,8 +12,10 @@
 mod adopt;
 pub(crate) mod create;
 mod error;
+pub(crate) mod explain;
 pub(crate) mod owner;
 pub(crate) mod plan;
+pub(crate) mod policy;
 pub(crate) mod registry;
 pub(crate) mod remove;
 mod request;

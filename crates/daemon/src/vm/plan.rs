@@ -5,9 +5,9 @@
 use crate::config::Group;
 use crate::store::VmRow;
 use enisle_net::plan::Block;
-use enisle_net::policy::{CompiledPolicy, PolicySpec};
+use enisle_net::policy::{self, CompileError, CompiledPolicy, PolicySpec};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Uids of VMs start here, far above those of people and services.
 const FIRST_UID: u32 = 1_900_000_000;
@@ -21,15 +21,32 @@ pub(crate) const MTU: u16 = 1500;
 #[derive(Debug)]
 pub(crate) struct GroupPlan {
     pub(crate) config: Group,
-    pub(crate) policy: CompiledPolicy,
+    /// The group's policy of this moment: the file's, until somebody changes it live.
+    lists: RwLock<PolicySpec>,
 }
 
 impl GroupPlan {
-    /// Whether its policy is egress `none`, row 14 of `docs/networking.md`: everything is dropped and
-    /// nothing is opened. A name that is looked up would carry data out all the same.
-    pub(crate) fn reaches_nothing(&self) -> bool {
-        let PolicySpec { drop, allow } = &self.config.network.policy;
-        allow.is_empty() && drop.iter().any(|rule| rule.net().prefix_len() == 0 && rule.ports().is_none())
+    /// The plan of a group as configured.
+    ///
+    /// # Errors
+    /// Its policy cannot be enforced.
+    pub(crate) fn new(config: Group) -> Result<Self, CompileError> {
+        policy::compile(&config.network.policy)?;
+        let lists = RwLock::new(config.network.policy.clone());
+        Ok(Self { config, lists })
+    }
+
+    /// The group's lists. Whoever makes a VM's network holds them until others can find it, so that
+    /// no change passes it by. Blocks while a change is made, some milliseconds.
+    pub(crate) fn lists(&self) -> RwLockReadGuard<'_, PolicySpec> {
+        // A panic elsewhere leaves lists that are whole: they are replaced at once.
+        self.lists.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The group's lists for a change, also of one VM's own: nobody makes a VM's network meanwhile,
+    /// and nobody else changes a policy in this group.
+    pub(crate) fn lists_to_change(&self) -> RwLockWriteGuard<'_, PolicySpec> {
+        self.lists.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -37,6 +54,8 @@ impl GroupPlan {
 pub(crate) struct VmPlan {
     pub(crate) row: VmRow,
     pub(crate) group: Arc<GroupPlan>,
+    /// Its own lists of this moment; the row's are those it was made with.
+    own: Mutex<PolicySpec>,
     /// Script for the first boot.
     pub(crate) userdata: Option<String>,
     /// Sockets; a short path, for `sun_path`.
@@ -57,7 +76,23 @@ impl std::fmt::Debug for VmPlan {
 
 impl VmPlan {
     pub(crate) fn new(row: VmRow, group: Arc<GroupPlan>, userdata: Option<String>, dirs: &StateDirs) -> Self {
-        Self { run_dir: dirs.run_of(row.block), home: dirs.home_of(&row.name), row, group, userdata }
+        let own = Mutex::new(row.lists.clone());
+        Self { run_dir: dirs.run_of(row.block), home: dirs.home_of(&row.name), row, group, own, userdata }
+    }
+
+    /// The VM's own lists.
+    pub(crate) fn own_lists(&self) -> PolicySpec {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces them. The caller holds [`GroupPlan::lists_to_change`].
+    pub(crate) fn set_own_lists(&self, lists: PolicySpec) {
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = lists;
+    }
+
+    /// The policy of the VM under these lists of its group.
+    pub(crate) fn compile(&self, group: &PolicySpec) -> Result<CompiledPolicy, CompileError> {
+        policy::compile_narrowed(group, &self.own_lists())
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -120,32 +155,7 @@ impl StateDirs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, AnyHost};
-    use enisle_net::policy;
     use std::net::Ipv4Addr;
-
-    #[test]
-    fn only_a_policy_that_opens_nothing_reaches_nothing() {
-        let group = |lists: &str| {
-            let file = format!(
-                "config:\n  host_groups:\n    - name: agents\n      count: 1\n      network:\n        \
-                 mode: isolated\n        range: 169.254.100.0/29\n{lists}"
-            );
-            let group = config::parse("test.yaml", &file, &AnyHost).unwrap().groups[0].clone();
-            let policy = policy::compile(&group.network.policy).unwrap();
-            GroupPlan { config: group, policy }.reaches_nothing()
-        };
-        let all = "        drop: ['0.0.0.0/0', '192.168.1.0/24']\n";
-        assert!(group(all));
-        for lists in [
-            String::new(),
-            format!("{all}        allow: ['140.82.112.0/20:443']\n"),
-            "        drop: ['192.168.1.0/24']\n".to_owned(),
-            "        drop: ['0.0.0.0/0:443']\n".to_owned(),
-        ] {
-            assert!(!group(&lists), "{lists}");
-        }
-    }
 
     #[test]
     fn the_longest_socket_path_fits() {

@@ -2,6 +2,10 @@
 //!
 //! Owns: making owner tasks, and the way down for all of them. Refuses: acting on a VM itself.
 
+mod policy;
+
+pub(crate) use policy::Wish;
+
 use super::create::{Made, Workshop};
 use super::owner::Owner;
 use super::plan::{GroupPlan, StateDirs, VmPlan};
@@ -126,6 +130,7 @@ impl Registry {
         let handles = self.list();
         let show = |group: &Arc<GroupPlan>| {
             let config = &group.config;
+            let lists = super::policy::show(&group.lists());
             let members = handles.iter().filter(|handle| handle.plan.row.group == config.name).count();
             Group {
                 name: config.name.clone(),
@@ -137,8 +142,8 @@ impl Registry {
                 network: GroupNetwork {
                     mode: "isolated".to_owned(),
                     range: config.network.range.to_string(),
-                    drop: config.network.policy.drop.iter().map(ToString::to_string).collect(),
-                    allow: config.network.policy.allow.iter().map(ToString::to_string).collect(),
+                    drop: lists.drop,
+                    allow: lists.allow,
                 },
             }
         };

@@ -1,10 +1,11 @@
 //! Judges a request for a VM against the configuration. Owns the ranges of its values; refuses
 //! names and blocks, which the store gives.
 
-use super::VmError;
 use super::plan::GroupPlan;
+use super::{VmError, policy};
 use crate::store::NewVm;
 use enisle_api::CreateVm;
+use enisle_net::policy::compile_narrowed;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -36,6 +37,9 @@ pub(super) fn accept(groups: &[Arc<GroupPlan>], create: &CreateVm) -> Result<Acc
     if userdata.as_ref().is_some_and(|script| script.len() > MAX_USERDATA) {
         return Err(VmError::OutOfRange { field: "userdata", rule: "must be at most 256 KiB" });
     }
+    let lists = policy::parse(&create.drop, &create.allow)?;
+    compile_narrowed(&group.lists(), &lists)
+        .map_err(|source| policy::PolicyError::Unenforceable { vm: None, source })?;
     let vm = NewVm {
         name: create.name.clone(),
         group: config.name.clone(),
@@ -45,11 +49,16 @@ pub(super) fn accept(groups: &[Arc<GroupPlan>], create: &CreateVm) -> Result<Acc
         image: config.image.clone(),
         disk_bytes: config.disk_bytes,
         created_ms: now_ms(),
+        lists,
     };
     Ok(Accepted { group: Arc::clone(group), vm, userdata: userdata.filter(|script| !script.is_empty()) })
 }
 
-fn find_group<'a>(groups: &'a [Arc<GroupPlan>], name: Option<&str>) -> Result<&'a Arc<GroupPlan>, VmError> {
+/// The group of this name, or the only one.
+pub(super) fn find_group<'a>(
+    groups: &'a [Arc<GroupPlan>],
+    name: Option<&str>,
+) -> Result<&'a Arc<GroupPlan>, VmError> {
     let known = || groups.iter().map(|group| group.config.name.as_str()).collect::<Vec<_>>().join(", ");
     match (name, groups) {
         (None, [only]) => Ok(only),

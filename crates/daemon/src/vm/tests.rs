@@ -2,6 +2,7 @@
 //! VM is left.
 
 mod adopt;
+mod policy;
 
 use super::create::Workshop;
 use super::plan::{GroupPlan, StateDirs, VmPlan};
@@ -27,12 +28,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 fn group_plans(file: &str) -> Vec<Arc<GroupPlan>> {
     let config = config::parse("test.yaml", file, &AnyHost).unwrap();
-    let plan = |group: &config::Group| {
-        Arc::new(GroupPlan {
-            config: group.clone(),
-            policy: enisle_net::policy::compile(&group.network.policy).unwrap(),
-        })
-    };
+    let plan = |group: &config::Group| Arc::new(GroupPlan::new(group.clone()).unwrap());
     config.groups.iter().map(plan).collect()
 }
 

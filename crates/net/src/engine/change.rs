@@ -39,14 +39,14 @@ impl Engine {
         changes.sort_by_key(|(slot, _)| slot.block());
         let opened_before = self.policies().opened().next().is_some();
         let mut switches = self.prepare(&changes)?;
-        if let Err((done, error)) = self.switch(&switches) {
+        let mut done = 0;
+        if let Err(error) = self.switch(&switches, &mut done) {
             self.switch_back(&mut switches, done);
             return Err(error);
         }
         // Both the old policies and the new ones are known now, so nothing is closed too early.
         if let Err(error) = self.follow_policy() {
-            let all = switches.len();
-            self.switch_back(&mut switches, all);
+            self.switch_back(&mut switches, done);
             return Err(error);
         }
         for switch in &mut switches {
@@ -79,11 +79,12 @@ impl Engine {
         Ok(switches)
     }
 
-    /// Points each slot at its new policy; says how many do when one refuses.
-    fn switch(&self, switches: &[Switch<'_>]) -> Result<(), (usize, NetError)> {
-        for (done, switch) in switches.iter().enumerate() {
+    /// Points each slot at its new policy; counts those that do, for when one refuses.
+    fn switch(&self, switches: &[Switch<'_>], done: &mut usize) -> Result<(), NetError> {
+        for switch in switches {
             self.point(switch.slot, switch.new)
-                .map_err(|source| (done, NetError::SetPolicy { block: switch.slot.block(), source }))?;
+                .map_err(|source| NetError::SetPolicy { block: switch.slot.block(), source })?;
+            *done += 1;
         }
         Ok(())
     }

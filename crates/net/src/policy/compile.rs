@@ -54,6 +54,18 @@ pub enum CompileError {
     },
 }
 
+impl CompileError {
+    /// The rule that is the reason.
+    #[must_use]
+    pub fn place(&self) -> Origin {
+        match self {
+            CompileError::CannotAllow { at, .. }
+            | CompileError::TooManyRules { at }
+            | CompileError::TooManyPorts { at, .. } => *at,
+        }
+    }
+}
+
 /// Compiles a group's policy, floor included.
 ///
 /// # Errors
