@@ -1,5 +1,5 @@
-//! The system calls that neither std nor rustix offers without `unsafe`: vsock addresses, `fork`
-//! of PID 1, signals by number, and what a child does between `fork` and `exec`.
+//! The system calls that neither std nor rustix offers without `unsafe`: vsock and packet addresses,
+//! `fork` of PID 1, signals by number, and what a child does between `fork` and `exec`.
 //!
 //! Refuses everything that has a safe call elsewhere.
 
@@ -80,6 +80,41 @@ pub fn vsock_accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, u32)> {
     })?;
     // SAFETY: the descriptor is new and nobody else owns it.
     Ok((unsafe { OwnedFd::from_raw_fd(fd) }, address.svm_cid))
+}
+
+/// Puts a whole Ethernet frame on the interface with this index, through a packet socket that
+/// receives nothing (packet(7)).
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_RAW`, `ENXIO` for no such interface, `ENETDOWN`, `EMSGSIZE`.
+#[expect(unsafe_code, reason = "neither std nor rustix knows packet addresses")]
+pub fn send_frame(socket: BorrowedFd<'_>, index: u32, frame: &[u8]) -> io::Result<()> {
+    let kind = frame.get(12..14).and_then(|kind| kind.try_into().ok()).map_or(0, u16::from_ne_bytes);
+    let mut address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: kind,
+        sll_ifindex: index.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0; 8],
+    };
+    for (to, from) in address.sll_addr.iter_mut().zip(frame.iter().take(6)) {
+        *to = *from;
+    }
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: `frame` and `address` live through the call and their lengths are right.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            libc::MSG_DONTWAIT,
+            (&raw const address).cast(),
+            length,
+        )
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Which side of a [`fork`] runs.

@@ -10,7 +10,8 @@
 //!   reports [`BootEvent`]s; the daemon may send [`BootCommand`]s. Nothing is polled.
 //! * **Session**: the daemon connects to the agent's `AGENT_PORT`, one connection for each exec,
 //!   archive or forward. It sends [`Open`]; the agent answers [`Reply::Opened`] or
-//!   [`Reply::Refused`]; from then on both sides send [`Control`] and data frames.
+//!   [`Reply::Refused`]; from then on both sides send [`Control`] and data frames. A [`Probe`] is
+//!   answered by one [`Reply::Probed`], and that is all of its session.
 //!
 //! # Frames
 //!
@@ -26,9 +27,11 @@
 
 pub mod frame;
 pub mod message;
+pub mod probe;
 
 pub use frame::{Decoder, Frame, FrameError, Kind, MAX_FRAME, MAX_PAYLOAD, encode, encode_control};
 pub use message::*;
+pub use probe::*;
 
 /// Version of this protocol; both sides must have the same.
 pub const VERSION: u16 = 1;

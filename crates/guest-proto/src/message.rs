@@ -138,6 +138,8 @@ pub enum Request {
     },
     /// Connect to a socket as the guest sees it and carry its bytes.
     Connect(Target),
+    /// Send a batch of probes and say what became of each.
+    Probe(crate::Probe),
 }
 
 /// A process to run.
@@ -199,6 +201,11 @@ pub enum Reply {
     },
     /// It is not.
     Refused(Failure),
+    /// The answers to a [`Request::Probe`], in its order; the last message of its session.
+    Probed {
+        /// One for each item.
+        answers: Vec<crate::ProbeAnswer>,
+    },
 }
 
 /// A failure the agent reports, with a class a program can act on.

@@ -10,11 +10,12 @@ mod connection;
 pub mod environment;
 mod exec;
 mod failure;
+mod probe;
 mod process;
 mod pump;
 
 use connection::{Connection, ConnectionError};
-use enisle_guest_proto::{Control, Failure, FailureCode, Open, Reply, Request, VERSION};
+use enisle_guest_proto::{Control, Failure, FailureCode, Open, Probe, Reply, Request, VERSION};
 use failure::failure;
 use pump::{Job, Streams};
 use std::os::fd::OwnedFd;
@@ -44,7 +45,11 @@ fn serve_connection(connection: OwnedFd) -> Result<(), ConnectionError> {
         let message = format!("the daemon speaks protocol {}, this guest's agent {VERSION}", open.version);
         return refuse(connection, failure(FailureCode::Version, message));
     }
-    match begin(open.request) {
+    let request = match open.request {
+        Request::Probe(batch) => return answer_probe(connection, &batch),
+        request => request,
+    };
+    match begin(request) {
         Ok(running) => {
             connection.queue(&Reply::Opened { pid: running.pid })?;
             pump::run(connection, running.streams, running.job)
@@ -67,12 +72,24 @@ fn refuse(mut connection: Connection, failure: Failure) -> Result<(), Connection
     connection.close()
 }
 
+fn answer_probe(mut connection: Connection, batch: &Probe) -> Result<(), ConnectionError> {
+    match probe::run(batch) {
+        Ok(answers) => {
+            connection.queue(&Reply::Probed { answers })?;
+            connection.close()
+        }
+        Err(failure) => refuse(connection, failure),
+    }
+}
+
 fn begin(request: Request) -> Result<Running, Failure> {
     match request {
         Request::Exec(request) => exec::begin(&request, Path::new("/")),
         Request::ArchiveOut { path, raw } => archive::begin_out(&path, raw),
         Request::ArchiveIn { path, raw } => archive::begin_in(&path, raw),
         Request::Connect(target) => connect::begin(&target),
+        // Answered before: it has no streams.
+        Request::Probe(_) => Err(failure(FailureCode::Invalid, "a probe has no streams".to_owned())),
     }
 }
 

@@ -5,7 +5,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part of the driver")]
 
 use enisle_guest_proto::{
-    Control, Decoder, Exec, Failure, Frame, Kind, MAX_PAYLOAD, Open, Reply, Request, VERSION, WINDOW,
+    Control, Decoder, Exec, Failure, Frame, Kind, MAX_PAYLOAD, Open, Probe, ProbeAnswer, Reply, Request,
+    VERSION, WINDOW,
 };
 use enisle_guest_proto::{encode, encode_control};
 use std::io::{self, Read, Write};
@@ -52,6 +53,17 @@ impl Session {
         match self.frame().control::<Reply>().unwrap() {
             Reply::Opened { pid } => Ok(pid),
             Reply::Refused(failure) => Err(failure),
+            Reply::Probed { .. } => panic!("the answer to a probe"),
+        }
+    }
+
+    /// Has a batch of probes sent.
+    pub(crate) fn probe(&mut self, batch: Probe) -> Result<Vec<ProbeAnswer>, Failure> {
+        self.send(&Open { version: VERSION, request: Request::Probe(batch) });
+        match self.frame().control::<Reply>().unwrap() {
+            Reply::Probed { answers } => Ok(answers),
+            Reply::Refused(failure) => Err(failure),
+            Reply::Opened { .. } => panic!("a probe has no streams"),
         }
     }
 
