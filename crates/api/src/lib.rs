@@ -11,8 +11,10 @@ pub mod policy;
 pub mod problem;
 pub mod routes;
 pub mod stream;
+pub mod verify;
 pub mod vm;
 
 pub use policy::*;
 pub use problem::{Code, Problem};
+pub use verify::{Verified, Verify, VerifyRow};
 pub use vm::*;

@@ -6,6 +6,8 @@ pub const HEALTH: &str = "/v1/health";
 pub const VERSION: &str = "/v1/version";
 /// `GET` → list of [`crate::Group`].
 pub const GROUPS: &str = "/v1/groups";
+/// `POST` [`crate::Verify`] → [`crate::Verified`], once every row was asked.
+pub const VERIFY: &str = "/v1/verify";
 /// `GET` → list of [`crate::Vm`]; `POST` [`crate::CreateVm`] → 201 [`crate::Vm`].
 pub const VMS: &str = "/v1/vms";
 /// `GET` → [`crate::Vm`]; `DELETE` → 204.

@@ -43,7 +43,7 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Make, use and remove microVMs.
     Vm(VmArgs),
-    /// Show, change and explain who microVMs may talk to.
+    /// Show, change, explain and test who microVMs may talk to.
     Net(NetArgs),
     /// Remove what a daemon that is not running has left on this machine.
     Gc(GcArgs),

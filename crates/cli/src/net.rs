@@ -2,6 +2,7 @@
 
 mod set;
 mod show;
+mod verify;
 mod why;
 
 use crate::Failure;
@@ -17,6 +18,8 @@ pub(crate) enum NetCommand {
     Set(set::SetArgs),
     /// Explain whether a microVM may talk to a destination.
     Why(why::WhyArgs),
+    /// Test from inside a guest that it reaches what its policy allows and nothing else.
+    Verify(verify::VerifyArgs),
 }
 
 pub(crate) async fn run(context: &Context, command: &NetCommand) -> Result<u8, Failure> {
@@ -24,6 +27,7 @@ pub(crate) async fn run(context: &Context, command: &NetCommand) -> Result<u8, F
         NetCommand::Show(args) => show::run(context, args).await,
         NetCommand::Set(args) => set::run(context, args).await,
         NetCommand::Why(args) => why::run(context, args).await,
+        NetCommand::Verify(args) => verify::run(context, args).await,
     }
 }
 

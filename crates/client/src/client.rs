@@ -7,7 +7,7 @@ use crate::session::Session;
 use crate::{Endpoint, Error};
 use bytes::Bytes;
 use enisle_api::stream::Open;
-use enisle_api::{CreateVm, Group, Health, Version, Vm, routes};
+use enisle_api::{CreateVm, Group, Health, Verified, Verify, Version, Vm, routes};
 use http::{Method, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -23,6 +23,9 @@ const DELETE_LIMIT: Duration = Duration::from_secs(180);
 const CREATE_DEFAULT: Duration = Duration::from_secs(120);
 /// What the daemon gets on top of its own bound to undo a creation and to answer.
 const CREATE_MARGIN: Duration = Duration::from_secs(60);
+
+/// What the daemon gets on top of a creation to ask every row, to remove the VM and to answer.
+const VERIFY_LIMIT: Duration = Duration::from_secs(420);
 
 /// A client of one daemon. Cheap to clone; holds no connection.
 #[derive(Debug, Clone)]
@@ -95,6 +98,21 @@ impl Client {
         let wait = create.timeout_ms.map_or(CREATE_DEFAULT, Duration::from_millis);
         let limit = wait.saturating_add(CREATE_MARGIN);
         bounded(ask, limit, async {
+            read_json(ask, connection::request(&self.endpoint, ask, Some(json)).await?).await
+        })
+        .await
+    }
+
+    /// Tests the isolation of a VM, or of one that the daemon makes for it and removes again.
+    /// At most the time of a creation and five minutes.
+    ///
+    /// # Errors
+    /// The daemon's problem; a test that fails is no error but [`Verified::ok`] false.
+    pub async fn verify(&self, verify: &Verify) -> Result<Verified, Error> {
+        let ask = Ask { method: &Method::POST, path: routes::VERIFY };
+        let json = serde_json::to_vec(verify).map_err(|e| ask.protocol(e.to_string()))?;
+        let wait = verify.timeout_ms.map_or(CREATE_DEFAULT, Duration::from_millis);
+        bounded(ask, wait.saturating_add(VERIFY_LIMIT), async {
             read_json(ask, connection::request(&self.endpoint, ask, Some(json)).await?).await
         })
         .await

@@ -26,6 +26,7 @@ mod shutdown;
 mod signals;
 pub mod store;
 mod survivors;
+mod verify;
 mod vm;
 
 pub use boot::run;

@@ -253,6 +253,15 @@ impl Engine {
         Ok(SlotStats { flows_refused: refused.map_err(failed)?.unwrap_or(0), ..SlotStats::from(judged) })
     }
 
+    /// This host's own addresses, each with its subnet, in no order.
+    ///
+    /// # Errors
+    /// [`NetError::Host`] when they cannot be read.
+    pub fn addresses(&self) -> Result<Vec<Ipv4Net>, NetError> {
+        let found = self.kernel.addresses().map_err(|e| NetError::Host("read the host's addresses", e))?;
+        Ok(found.into_iter().map(|address| address.net).collect())
+    }
+
     /// Looks at the host again: puts back what somebody took away (the table, slots' interfaces,
     /// the pairs in foreign chains), follows on-link networks, uplinks and their forwarding. Call it
     /// when [`crate::Monitor`] says so, and when [`Engine::postponed`] is over.

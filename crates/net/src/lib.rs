@@ -28,6 +28,7 @@ mod slot;
 mod slot_table;
 mod surroundings;
 pub mod survey;
+mod wires;
 
 pub use engine::{
     Decider, Engine, EngineConfig, HostFact, Judgement, NetLeftovers, Question, Refused, Refuser, leftovers,
@@ -37,10 +38,12 @@ pub use error::{NetError, Step, StepError};
 pub use judge::SlotStats;
 pub use kernel::KernelError;
 pub use kernel::monitor::{Change, Monitor};
+pub use kernel::packet::{PacketSocket, Passed};
 pub use limits::Limits;
 pub use netlink::conntrack::LiveFlow;
 pub use scope::{Scope, ScopeError};
 pub use slot::{Slot, SlotSpec};
+pub use wires::Wires;
 
 /// Entering a network namespace on a thread that is thrown away afterwards.
 pub mod netns {

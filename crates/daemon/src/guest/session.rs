@@ -5,13 +5,16 @@ use super::printable;
 use super::wire::{self, FrameReader, WireError};
 use crate::parts::{Machine, PartError};
 use enisle_api::stream as api;
-use enisle_guest_proto::{self as proto, Failure, Reply, Request, VERSION};
+use enisle_guest_proto::{self as proto, Failure, Probe, ProbeAnswer, Reply, Request, VERSION};
 use std::time::Duration;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 /// The agent starts a process, opens a file or connects within this time: its own longest wait is
 /// for eight addresses of a name, 10 s each.
 const OPEN_PATIENCE: Duration = Duration::from_secs(85);
+
+/// A batch's own patience is a second; the rest is for a slow guest.
+const PROBE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// An open session.
 pub(crate) struct Session {
@@ -61,6 +64,23 @@ pub(crate) async fn open(machine: &dyn Machine, request: Request) -> Result<Sess
     match reader.message(OPEN_PATIENCE, "answer").await? {
         Reply::Opened { pid } => Ok(Session { reader, writer, pid }),
         Reply::Refused(failure) => Err(OpenError::refused(&failure)),
+        Reply::Probed { .. } => Err(WireError::Protocol("answers to probes that nobody sent").into()),
+    }
+}
+
+/// Has a batch of probes sent; what the guest says became of each. Claims, no more.
+pub(crate) async fn probe(machine: &dyn Machine, batch: Probe) -> Result<Vec<ProbeAnswer>, OpenError> {
+    let stream = machine.connect().await.map_err(OpenError::Connect)?;
+    let (read, mut writer) = stream.into_split();
+    let request = Request::Probe(batch);
+    match wire::send(&mut writer, &proto::Open { version: VERSION, request }).await {
+        Err(WireError::Frame(proto::FrameError::TooLong(_))) => return Err(OpenError::TooLong),
+        sent => sent?,
+    }
+    match FrameReader::new(read).message(PROBE_PATIENCE, "answer the probes").await? {
+        Reply::Probed { answers } => Ok(answers),
+        Reply::Refused(failure) => Err(OpenError::refused(&failure)),
+        Reply::Opened { .. } => Err(WireError::Protocol("a session instead of answers").into()),
     }
 }
 

@@ -11,6 +11,7 @@ mod server;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod vms;
 
 pub(crate) use server::{ListenError, Listener, serve};
@@ -20,7 +21,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
+use axum::routing::{any, get, post};
 use axum::{Json, Router};
 use enisle_api::{Code, Group, Health, Problem, Version, routes};
 use futures_util::FutureExt;
@@ -46,6 +47,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(routes::HEALTH, get(health))
         .route(routes::VERSION, get(version))
         .route(routes::GROUPS, get(groups))
+        .route(routes::VERIFY, post(verify::run))
         .route(routes::VMS, get(vms::list).post(vms::create))
         .route(routes::VM, get(vms::show).delete(vms::remove))
         .route(routes::VM_POLICY, get(policy::show_vm).put(policy::set_vm))

@@ -64,7 +64,7 @@ pub(crate) fn problem(error: &VmError) -> Problem {
             new(Code::Internal).hint(format!("`enisle vm delete {name}` tries again"))
         }
         VmError::TooManyStreams { .. } => new(Code::Exhausted).hint("end one of them"),
-        VmError::Log { .. } => new(Code::Internal),
+        VmError::Log { .. } | VmError::Verify { .. } | VmError::NoRandomness => new(Code::Internal),
     }
 }
 

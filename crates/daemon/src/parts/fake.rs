@@ -3,7 +3,7 @@
 
 mod policy;
 
-use super::{Machine, PartError, Parts, files};
+use super::{Machine, PartError, Parts, SlotView, files};
 use crate::vm::plan::VmPlan;
 use enisle_guest_proto::{BootCommand, BootConfig, BootEvent, Decoder, Hello, VERSION, encode_control};
 use enisle_net::policy::CompiledPolicy;
@@ -108,6 +108,11 @@ impl Parts for FakeParts {
 
     fn remove_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
         Box::pin(self.remove("slot", "remove slot", plan))
+    }
+
+    fn view_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<SlotView, PartError>> {
+        // There is no wire here.
+        Box::pin(async { Err(PartError::NoSlot(plan.block())) })
     }
 
     fn make_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<UnixListener, PartError>> {

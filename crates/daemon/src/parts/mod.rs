@@ -96,6 +96,14 @@ pub(crate) trait Machine: Send + Sync {
     fn console(&self) -> Option<enisle_vmm::Console>;
 }
 
+/// What there is to see of a slot.
+pub(crate) struct SlotView {
+    /// Packet sockets before and behind the judge.
+    pub(crate) wires: enisle_net::Wires,
+    /// The host's own addresses with their subnets.
+    pub(crate) addresses: Vec<ipnet::Ipv4Net>,
+}
+
 /// Makes and removes the parts of VMs.
 pub(crate) trait Parts: policy::PolicyParts + Send + Sync {
     /// Namespace, links, policy and name server.
@@ -106,6 +114,9 @@ pub(crate) trait Parts: policy::PolicyParts + Send + Sync {
     fn make_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<UnixListener, PartError>>;
     /// Takes the socket and its directory away.
     fn remove_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
+    /// Where everything between the guest and the world can be seen. It keeps the slot's namespace
+    /// alive: to be dropped before the slot is removed.
+    fn view_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<SlotView, PartError>>;
     /// The writable layer over the image.
     fn make_disk<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
     /// Takes it away.

@@ -5,12 +5,12 @@
 
 mod policy;
 
-use super::PartError;
 use super::names::Sockets;
+use super::{PartError, SlotView};
 use crate::vm::plan::{MTU, VmPlan};
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::CompiledPolicy;
-use enisle_net::{Engine, EngineConfig, Limits, NetError, Scope, ScopeError, Slot, SlotSpec};
+use enisle_net::{Engine, EngineConfig, Limits, NetError, Scope, ScopeError, Slot, SlotSpec, Wires};
 use enisle_vmm::Nic;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -103,6 +103,18 @@ impl Network {
             slot.netns().try_clone_to_owned().map_err(PartError::io("duplicate", "a namespace"))?
         };
         Sockets::open(netns.as_fd(), block.gateway())
+    }
+
+    /// Opens packet sockets on a VM's slot.
+    pub(crate) fn view(&self, block: Block) -> Result<SlotView, PartError> {
+        let netns = {
+            let slots = self.slots();
+            let slot = slots.live.get(&block).ok_or(PartError::NoSlot(block))?;
+            slot.netns().try_clone_to_owned().map_err(PartError::io("duplicate", "a namespace"))?
+        };
+        let wires = Wires::open(block, netns.as_fd());
+        let wires = wires.map_err(PartError::io("open packet sockets on", format!("the slot of {block}")))?;
+        Ok(SlotView { wires, addresses: self.engine.addresses().map_err(net)? })
     }
 
     /// Takes a VM's slot away; none is fine.

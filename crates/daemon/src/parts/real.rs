@@ -5,7 +5,7 @@
 
 use super::names::NameServers;
 use super::network::Network;
-use super::{Machine, PartError, Parts, files};
+use super::{Machine, PartError, Parts, SlotView, files};
 use crate::survivors::KILL_LIMIT;
 use crate::vm::plan::VmPlan;
 use enisle_guest_proto::AGENT_PORT;
@@ -150,6 +150,11 @@ impl Parts for RealParts {
             self.names.stop(block).await;
             blocking("removing a slot", move || network.remove(block)).await
         })
+    }
+
+    fn view_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<SlotView, PartError>> {
+        let (network, block) = (Arc::clone(&self.network), plan.block());
+        Box::pin(blocking("looking at a slot", move || network.view(block)))
     }
 
     fn make_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<UnixListener, PartError>> {

@@ -105,6 +105,18 @@ pub(crate) enum VmError {
         /// The VM.
         name: String,
     },
+    /// Its network cannot be looked at.
+    #[error("cannot look at the network of VM {name}")]
+    Verify {
+        /// The VM.
+        name: String,
+        /// Why.
+        #[source]
+        source: crate::parts::PartError,
+    },
+    /// The kernel gives no random numbers.
+    #[error("the kernel gives no random numbers")]
+    NoRandomness,
     /// Its console's log cannot be read.
     #[error("cannot read the console's log of VM {name}")]
     Log {

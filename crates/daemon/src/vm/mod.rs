@@ -71,6 +71,10 @@ impl Handle {
         self.plan.name()
     }
 
+    pub(crate) fn plan(&self) -> &Arc<VmPlan> {
+        &self.plan
+    }
+
     pub(crate) fn state(&self) -> State {
         self.status.borrow().state
     }

@@ -13,6 +13,7 @@ use super::table::State;
 use super::{Handle, VmError, remove, request};
 use crate::chain::Chain;
 use crate::fault::Step;
+use crate::parts::Parts;
 use crate::store::VmRow;
 use enisle_api::{CreateVm, Group, GroupNetwork};
 use futures_util::FutureExt;
@@ -106,6 +107,11 @@ impl Registry {
                 })
             }
         }
+    }
+
+    /// What its VMs are made of.
+    pub(crate) fn parts(&self) -> &dyn Parts {
+        &*self.workshop.parts
     }
 
     /// One VM.
@@ -226,12 +232,21 @@ async fn supervise(
 }
 
 /// A VM that somebody waits for. Dropped before it was kept, it is removed: its client is gone.
-struct Unready {
+pub(crate) struct Unready {
     handle: Handle,
     kept: bool,
 }
 
 impl Unready {
+    /// A VM that goes when this goes.
+    pub(crate) fn new(handle: Handle) -> Self {
+        Self { handle, kept: false }
+    }
+
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     fn keep(mut self) -> Handle {
         self.kept = true;
         self.handle.clone()

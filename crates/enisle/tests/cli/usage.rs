@@ -152,6 +152,7 @@ fn help_of_every_command() {
         "net show",
         "net set",
         "net why",
+        "net verify",
         "image list",
         "schema",
         "completions",

@@ -12,6 +12,7 @@ pub(crate) mod lookup;
 pub(crate) mod monitor;
 mod netlink_socket;
 pub(crate) mod netns;
+pub(crate) mod packet;
 pub(crate) mod reader;
 mod sock_diag;
 mod tap;
