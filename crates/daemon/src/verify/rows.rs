@@ -89,19 +89,17 @@ impl<'a> Rows<'a> {
 
     pub(super) fn frame(
         &mut self,
-        number: u8,
-        target: &str,
+        (number, target): (u8, &str),
         asked: String,
         bytes: Vec<u8>,
         expected: Expected,
     ) {
-        self.flowing(number, target, asked, bytes, (expected, None));
+        self.flowing((number, target), asked, bytes, (expected, None));
     }
 
     fn flowing(
         &mut self,
-        number: u8,
-        target: &str,
+        (number, target): (u8, &str),
         asked: String,
         bytes: Vec<u8>,
         (expected, flow): (Expected, Option<Flow>),
@@ -119,7 +117,7 @@ impl<'a> Rows<'a> {
         });
     }
 
-    fn socket(&mut self, number: u8, target: &str, protocol: u8, to: SocketAddrV4, expected: Expected) {
+    fn socket(&mut self, (number, target): (u8, &str), protocol: u8, to: SocketAddrV4, expected: Expected) {
         let (via, name) = match protocol {
             TCP => (Via::Tcp(to), "tcp"),
             _ => (Via::Udp(to, self.token().into_bytes()), "udp"),
@@ -140,7 +138,7 @@ impl<'a> Rows<'a> {
 
     /// TCP, UDP and ping as frames, and TCP as a program would. What the policy lets out is not
     /// sent, unless `reach` says so.
-    fn all(&mut self, number: u8, target: &str, to: SocketAddrV4, refused: Expected, reach: bool) {
+    fn all(&mut self, (number, target): (u8, &str), to: SocketAddrV4, refused: Expected, reach: bool) {
         let address = *to.ip();
         let ends = self.to(address);
         for protocol in [TCP, UDP, ICMP] {
@@ -162,10 +160,10 @@ impl<'a> Rows<'a> {
                 UDP => (frames::udp(&ends, (FROM, to.port()), token.as_bytes()), Some(flow)),
                 _ => (frames::icmp(&ends, 8, token.as_bytes()), None),
             };
-            self.flowing(number, target, name, bytes, (expected, flow));
+            self.flowing((number, target), name, bytes, (expected, flow));
             // Its own stack would not send everything; what it does must meet the same.
             if protocol == TCP && refused == Expected::Refused {
-                self.socket(number, target, TCP, to, expected);
+                self.socket((number, target), TCP, to, expected);
             }
         }
     }
@@ -179,14 +177,14 @@ impl<'a> Rows<'a> {
         if self.subject.policy.reaches_nothing() {
             for address in [*control.ip(), Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(9, 9, 9, 9)] {
                 let to = SocketAddrV4::new(address, control.port());
-                self.all(14, "Internet, egress none", to, Expected::Refused, false);
+                self.all((14, "Internet, egress none"), to, Expected::Refused, false);
             }
             return self.skip(1, "Internet", "the policy lets nothing out");
         }
-        self.all(1, "Internet, the control address", control, Expected::Refused, true);
+        self.all((1, "Internet, the control address"), control, Expected::Refused, true);
         let open = self.subject.lets_out(*control.ip(), Proto::Udp, Some(control.port()));
         let expected = if open { Expected::Reached } else { Expected::Refused };
-        self.socket(1, "Internet, the control address", UDP, control, expected);
+        self.socket((1, "Internet, the control address"), UDP, control, expected);
         self.skip(14, "Internet, egress none", "the policy is not `none`");
     }
 
@@ -202,7 +200,7 @@ impl<'a> Rows<'a> {
                 _ => net.hosts().next().unwrap_or(net.addr()),
             };
             let to = SocketAddrV4::new(address, rule.ports().map_or(443, |ports| ports.first()));
-            self.all(2, &format!("`drop` entry {rule}"), to, Expected::Refused, false);
+            self.all((2, &format!("`drop` entry {rule}")), to, Expected::Refused, false);
         }
     }
 
@@ -212,17 +210,17 @@ impl<'a> Rows<'a> {
         for address in own {
             for protocol in [TCP, UDP] {
                 let to = SocketAddrV4::new(address, canary);
-                self.socket(3, "host, a canary", protocol, to, Expected::Refused);
+                self.socket((3, "host, a canary"), protocol, to, Expected::Refused);
                 if let Some(row) = self.rows.last_mut() {
                     row.canary = true;
                 }
             }
-            self.socket(3, "host, SSH", TCP, SocketAddrV4::new(address, 22), Expected::Refused);
+            self.socket((3, "host, SSH"), TCP, SocketAddrV4::new(address, 22), Expected::Refused);
             let bytes = frames::icmp(&self.to(address), 8, self.token().as_bytes());
-            self.frame(3, "host", format!("ping {address}, frame"), bytes, Expected::Refused);
+            self.frame((3, "host"), format!("ping {address}, frame"), bytes, Expected::Refused);
         }
         let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, canary);
-        self.all(3, "host, its loopback", to, Expected::Stopped, false);
+        self.all((3, "host, its loopback"), to, Expected::Stopped, false);
     }
 
     fn siblings(&mut self) {
@@ -232,7 +230,7 @@ impl<'a> Rows<'a> {
         }
         for sibling in subject.siblings.iter().take(SAMPLES) {
             let to = SocketAddrV4::new(sibling.guest(), 22);
-            self.all(4, "another live VM", to, Expected::Refused, false);
+            self.all((4, "another live VM"), to, Expected::Refused, false);
             for (what, address) in [
                 ("its gateway", sibling.gateway()),
                 ("its network address", sibling.network()),
@@ -246,13 +244,13 @@ impl<'a> Rows<'a> {
         let free = subject.range().blocks().find(|b| *b != subject.block && !subject.siblings.contains(b));
         if let Some(free) = free {
             let to = SocketAddrV4::new(free.guest(), 22);
-            self.all(4, "a free address of its range", to, Expected::Refused, false);
+            self.all((4, "a free address of its range"), to, Expected::Refused, false);
         }
     }
 
     fn ping(&mut self, number: u8, target: &str, address: Ipv4Addr) {
         let bytes = frames::icmp(&self.to(address), 8, self.token().as_bytes());
-        self.frame(number, target, format!("ping {address}, frame"), bytes, Expected::Refused);
+        self.frame((number, target), format!("ping {address}, frame"), bytes, Expected::Refused);
     }
 
     fn lan(&mut self) {
@@ -265,7 +263,7 @@ impl<'a> Rows<'a> {
         ] {
             for address in ends {
                 let to = SocketAddrV4::new(Ipv4Addr::from(address), 80);
-                self.all(5, &format!("LAN, {net}"), to, Expected::Refused, false);
+                self.all((5, &format!("LAN, {net}")), to, Expected::Refused, false);
             }
         }
         for net in self.subject.hosts.clone().iter().take(SAMPLES).filter(|net| !net.addr().is_loopback()) {
@@ -273,7 +271,12 @@ impl<'a> Rows<'a> {
             let neighbour = net.hosts().take(SAMPLES + 1).find(|address| !own.contains(address));
             if let Some(address) = neighbour {
                 let to = SocketAddrV4::new(address, 80);
-                self.all(5, &format!("LAN, the host's subnet {}", net.trunc()), to, Expected::Refused, false);
+                self.all(
+                    (5, &format!("LAN, the host's subnet {}", net.trunc())),
+                    to,
+                    Expected::Refused,
+                    false,
+                );
             }
         }
     }
@@ -288,7 +291,7 @@ impl<'a> Rows<'a> {
             [192, 0, 0, 192],
         ] {
             let to = SocketAddrV4::new(Ipv4Addr::from(address), 80);
-            self.all(6, "cloud metadata", to, Expected::Refused, false);
+            self.all((6, "cloud metadata"), to, Expected::Refused, false);
         }
         for (target, address, expected) in [
             ("0/8", [0, 1, 2, 3], Expected::Stopped),
@@ -303,7 +306,7 @@ impl<'a> Rows<'a> {
             ("broadcast", [255, 255, 255, 255], Expected::Stopped),
         ] {
             let to = SocketAddrV4::new(Ipv4Addr::from(address), 80);
-            self.all(7, target, to, expected, false);
+            self.all((7, target), to, expected, false);
         }
         for (target, mac, address, port) in [
             ("mDNS", [1, 0, 0x5e, 0, 0, 0xfb], [224, 0, 0, 251], 5353),
@@ -312,7 +315,7 @@ impl<'a> Rows<'a> {
         ] {
             let ends = Ends { dst_mac: mac, ..self.to(Ipv4Addr::from(address)) };
             let bytes = frames::udp(&ends, (FROM, port), self.token().as_bytes());
-            self.frame(7, target, format!("udp {}:{port}, frame", ends.dst), bytes, Expected::Dropped);
+            self.frame((7, target), format!("udp {}:{port}, frame", ends.dst), bytes, Expected::Dropped);
         }
     }
 
@@ -332,8 +335,7 @@ impl<'a> Rows<'a> {
         ] {
             let bytes = frames::other(&ends, protocol, self.token().as_bytes());
             self.frame(
-                8,
-                name,
+                (8, name),
                 format!("protocol {protocol} to {}, frame", ends.dst),
                 bytes,
                 Expected::Refused,
@@ -349,11 +351,11 @@ impl<'a> Rows<'a> {
             let datagram = frames::udp_datagram(&ends, (FROM, 443), self.token().as_bytes());
             let bytes = frames::ipv4(&ends, UDP, &datagram, Shape { options: &options, fragment: 0 });
             let asked = format!("udp to {} with this option, frame", ends.dst);
-            self.frame(8, &format!("IP option: {name}"), asked, bytes, Expected::Refused);
+            self.frame((8, &format!("IP option: {name}")), asked, bytes, Expected::Refused);
         }
         for (name, kind) in [("ICMP redirect", 5), ("ICMP timestamp", 13), ("ICMP echo reply", 0)] {
             let bytes = frames::icmp(&ends, kind, self.token().as_bytes());
-            self.frame(8, name, format!("ICMP {kind} to {}, frame", ends.dst), bytes, Expected::Stopped);
+            self.frame((8, name), format!("ICMP {kind} to {}, frame", ends.dst), bytes, Expected::Stopped);
         }
         let lan = self.to(Ipv4Addr::new(10, 0, 0, 1));
         if self.subject.lets_out(lan.dst, Proto::Udp, None) {
@@ -363,7 +365,7 @@ impl<'a> Rows<'a> {
         {
             let datagram = frames::udp_datagram(&lan, (FROM, 80), self.token().as_bytes());
             let bytes = frames::ipv4(&lan, UDP, &datagram, Shape { options: &[], fragment });
-            self.frame(8, name, format!("udp {}:80, frame", lan.dst), bytes, Expected::Stopped);
+            self.frame((8, name), format!("udp {}:80, frame", lan.dst), bytes, Expected::Stopped);
         }
     }
 
@@ -389,11 +391,10 @@ impl<'a> Rows<'a> {
             canary: false,
             dns_refused: Some(self.subject.policy.reaches_nothing()),
         });
-        self.socket(11, "gateway, DNS", TCP, dns, Expected::Served);
+        self.socket((11, "gateway, DNS"), TCP, dns, Expected::Served);
         for port in [22, 80, 54] {
             self.socket(
-                11,
-                "gateway, another port",
+                (11, "gateway, another port"),
                 TCP,
                 SocketAddrV4::new(gateway, port),
                 Expected::Refused,
@@ -401,8 +402,7 @@ impl<'a> Rows<'a> {
         }
         for port in [67, 123, 5353] {
             self.socket(
-                11,
-                "gateway, another port",
+                (11, "gateway, another port"),
                 UDP,
                 SocketAddrV4::new(gateway, port),
                 Expected::Refused,

@@ -24,10 +24,10 @@ fn sources(rows: &mut Rows<'_>) {
         |ends: &Ends, token: &str| frames::tcp(ends, (Rows::from(), control.port()), SYN, token.as_bytes());
     let forged = Ends { src_mac: STRANGER, ..honest };
     let bytes = call(&forged, &rows.token());
-    rows.frame(9, "forged source MAC", format!("tcp {control}, frame"), bytes, Expected::Dropped);
+    rows.frame((9, "forged source MAC"), format!("tcp {control}, frame"), bytes, Expected::Dropped);
     let forged = Ends { dst_mac: STRANGER, ..honest };
     let bytes = call(&forged, &rows.token());
-    rows.frame(9, "to another MAC", format!("tcp {control}, frame"), bytes, Expected::Dropped);
+    rows.frame((9, "to another MAC"), format!("tcp {control}, frame"), bytes, Expected::Dropped);
     let block = rows.subject.block;
     let other = rows
         .subject
@@ -47,7 +47,7 @@ fn sources(rows: &mut Rows<'_>) {
         let Some(src) = source else { continue };
         let bytes = call(&Ends { src, ..honest }, &rows.token());
         let asked = format!("tcp {control} from {src}, frame");
-        rows.frame(9, &format!("forged source address: {whose}"), asked, bytes, Expected::Dropped);
+        rows.frame((9, &format!("forged source address: {whose}")), asked, bytes, Expected::Dropped);
     }
     for (name, kind) in [("VLAN tag", 0x8100), ("provider VLAN tag", 0x88a8)] {
         let shown = call(&honest, &rows.token());
@@ -79,7 +79,7 @@ fn arp(rows: &mut Rows<'_>) {
     ] {
         let body = frames::arp(operation, sender, target, rows.token().as_bytes());
         let bytes = frames::ethernet(BROADCAST, own, ARP, &body);
-        rows.frame(9, what, "frame".to_owned(), bytes, Expected::Dropped);
+        rows.frame((9, what), "frame".to_owned(), bytes, Expected::Dropped);
     }
 }
 
@@ -94,7 +94,7 @@ fn ethertypes(rows: &mut Rows<'_>) {
         ("an experimental ethertype", BROADCAST, 0x88b5),
     ] {
         let bytes = frames::ethernet(mac, own, kind, rows.token().as_bytes());
-        rows.frame(9, name, format!("frame of type {kind:#06x}"), bytes, Expected::Dropped);
+        rows.frame((9, name), format!("frame of type {kind:#06x}"), bytes, Expected::Dropped);
     }
 }
 
@@ -135,7 +135,7 @@ fn ipv6(rows: &mut Rows<'_>) {
     ] {
         let payload = [head, rows.token().as_bytes()].concat();
         let bytes = frames::ethernet(mac, own, IPV6, &frames::ipv6(local, dst, next, &payload));
-        rows.frame(10, &format!("IPv6: {what}"), format!("frame to {dst}"), bytes, Expected::Dropped);
+        rows.frame((10, &format!("IPv6: {what}")), format!("frame to {dst}"), bytes, Expected::Dropped);
     }
 }
 
