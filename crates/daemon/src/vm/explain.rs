@@ -88,6 +88,8 @@ pub(crate) fn counters(observed: &Observed) -> BTreeMap<String, u64> {
         ("in_unsolicited", s.in_unsolicited),
         ("in_malformed", s.in_malformed),
         ("in_limited", s.in_limited),
+        ("out_limited", s.out_limited),
+        ("flows_refused", s.flows_refused),
     ]
     .into_iter()
     .map(|(name, count)| (name.to_owned(), count))
