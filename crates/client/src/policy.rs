@@ -42,7 +42,7 @@ impl Client {
         self.put(&routes::vm_policy(name), lists, dry_run).await
     }
 
-    /// Replaces a group's lists for all its VMs, until the daemon ends, or with `dry_run` only says
+    /// Replaces a group's lists for all its VMs, until the daemon stops, or with `dry_run` only says
     /// what that would change. At most 120 s.
     ///
     /// # Errors

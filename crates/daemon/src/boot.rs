@@ -177,7 +177,10 @@ async fn up(config: &Config, vms: VmsPolicy, faults: FaultPlan) -> Result<ExitCo
     let scope = store.scope().to_owned();
     let listener = Listener::bind(&config.api)?;
     let dirs = StateDirs::new(&config.state_dir);
-    let groups = plan_groups(config)?;
+    if vms.stop {
+        store.forget_group_lists()?;
+    }
+    let groups = plan_groups(config, &store)?;
     let found = if vms.stop { Vec::new() } else { survivors::find(&store, &groups)? };
     survivors::clear_others(&store, &dirs, &found).await?;
     let images = ImageStore::open(&config.image_dir);
@@ -303,9 +306,20 @@ async fn find_vmm(
     Ok(found.vmm)
 }
 
-fn plan_groups(config: &Config) -> Result<Vec<Arc<GroupPlan>>, BootError> {
+/// Groups as configured; after a crash under the lists that were in force, if the file is the same.
+fn plan_groups(config: &Config, store: &Store) -> Result<Vec<Arc<GroupPlan>>, BootError> {
     let plan = |group: &config::Group| {
-        let planned = GroupPlan::new(group.clone());
+        let lists = store.group_lists(&group.name, &group.network.policy)?;
+        let planned = match lists {
+            None => GroupPlan::new(group.clone()),
+            Some(lists) => {
+                tracing::warn!(
+                    group = group.name,
+                    "its policy is the one that was set while the daemon ran before, until it is stopped in order"
+                );
+                GroupPlan::under(group.clone(), lists)
+            }
+        };
         planned.map(Arc::new).map_err(|source| BootError::Policy { group: group.name.clone(), source })
     };
     config.groups.iter().map(plan).collect()

@@ -71,6 +71,11 @@ pub(crate) async fn wait_and_stop(up: Up) -> ExitCode {
             }
         }
     }
+    // What was changed while it ran ends with an orderly stop.
+    if let Err(error) = up.store.forget_group_lists() {
+        tracing::error!("cannot write the state: {}", Chain(&error));
+        clean = false;
+    }
     drop(up.store);
     if clean {
         tracing::info!("stopped; nothing is left");

@@ -13,7 +13,7 @@ use enisle_client::api::{CutFlow, PolicyChange, PolicyEntry, PolicyLists};
 Both lists are replaced as a whole: one that is not given is empty afterwards. The change is atomic,
 holds for packets of connections that exist, and is made for all VMs of a group or for none. A VM's
 own lists only narrow what its group allows, and stay until the VM is deleted. A group's hold for its
-VMs and those made later until the daemon ends; then the file holds again.
+VMs and those made later until the daemon stops; then the file holds again.
 
 An ITEM is a network, an address, or address[/length]:port[-port][/tcp or /udp].
 

@@ -9,6 +9,7 @@
 
 mod adopt;
 mod error;
+mod group_lists;
 mod lock;
 mod row;
 mod schema;

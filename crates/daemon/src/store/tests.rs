@@ -262,8 +262,8 @@ fn a_newer_schema_is_refused_and_left_alone() {
     drop(store);
     let state = directory.path().join("state");
     let error = Store::open(&state).unwrap_err();
-    assert!(matches!(error, StoreError::TooNew { found: 7, known: 3, .. }), "{error}");
-    assert!(error.to_string().contains("newer enisle (schema 7, this one knows 3)"));
+    assert!(matches!(error, StoreError::TooNew { found: 7, known: 4, .. }), "{error}");
+    assert!(error.to_string().contains("newer enisle (schema 7, this one knows 4)"));
     let reader = Connection::open(state.join("state.db")).unwrap();
     let version: u32 = reader.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
     assert_eq!(version, 7);
@@ -347,4 +347,27 @@ fn a_vms_own_lists_last_and_old_rows_have_none() {
     let store = Store::open(&state).unwrap();
     assert_eq!(store.get("agents-1").unwrap().unwrap().lists, lists);
     assert_eq!(store.get("agents-2").unwrap().unwrap().lists, PolicySpec::default());
+}
+
+#[test]
+fn a_groups_changed_lists_outlive_a_crash_and_nothing_else() {
+    let lists = |drop: &[&str]| PolicySpec {
+        drop: drop.iter().map(|rule| rule.parse().unwrap()).collect(),
+        allow: Vec::new(),
+    };
+    let (file, live) = (lists(&["192.168.1.0/24"]), lists(&["0.0.0.0/0"]));
+    let (directory, store) = open();
+    assert_eq!(store.group_lists("agents", &file).unwrap(), None);
+    store.set_group_lists("agents", &live, &file).unwrap();
+    drop(store);
+    let state = directory.path().join("state");
+    let store = Store::open(&state).unwrap();
+    assert_eq!(store.group_lists("agents", &file).unwrap(), Some(live.clone()));
+    assert_eq!(store.group_lists("others", &file).unwrap(), None);
+    // The file was edited: it holds, also when it is edited back.
+    assert_eq!(store.group_lists("agents", &lists(&[])).unwrap(), None);
+    assert_eq!(store.group_lists("agents", &file).unwrap(), None);
+    store.set_group_lists("agents", &live, &file).unwrap();
+    store.forget_group_lists().unwrap();
+    assert_eq!(store.group_lists("agents", &file).unwrap(), None);
 }

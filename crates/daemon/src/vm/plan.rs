@@ -31,9 +31,17 @@ impl GroupPlan {
     /// # Errors
     /// Its policy cannot be enforced.
     pub(crate) fn new(config: Group) -> Result<Self, CompileError> {
-        policy::compile(&config.network.policy)?;
-        let lists = RwLock::new(config.network.policy.clone());
-        Ok(Self { config, lists })
+        let lists = config.network.policy.clone();
+        Self::under(config, lists)
+    }
+
+    /// The plan of a group under other lists than the configured ones.
+    ///
+    /// # Errors
+    /// They cannot be enforced.
+    pub(crate) fn under(config: Group, lists: PolicySpec) -> Result<Self, CompileError> {
+        policy::compile(&lists)?;
+        Ok(Self { config, lists: RwLock::new(lists) })
     }
 
     /// The group's lists. Whoever makes a VM's network holds them until others can find it, so that

@@ -77,7 +77,7 @@ impl Registry {
         on_a_thread(move || change_vm(&workshop, &plan, &wish)).await
     }
 
-    /// Replaces a group's lists, for all its VMs, and those made until the daemon ends.
+    /// Replaces a group's lists, for all its VMs, and those made until the daemon stops. A crash does not end it.
     pub(crate) async fn set_group_policy(&self, name: &str, wish: Wish) -> Result<PolicyChange, VmError> {
         let (group, workshop, vms) = (self.group(name)?, self.workshop.clone(), Arc::clone(&self.vms));
         on_a_thread(move || change_group(&workshop, &group, &vms, &wish)).await
@@ -197,13 +197,20 @@ fn change_group(
         }
         return Ok(change);
     }
-    workshop.parts.switch(&policies)?;
+    // As for one VM: a killed daemon's change holds on.
+    workshop.store.set_group_lists(name, &new, &group.config.network.policy)?;
+    if let Err(error) = workshop.parts.switch(&policies) {
+        if let Err(left) = workshop.store.set_group_lists(name, &lists, &group.config.network.policy) {
+            tracing::error!(group = name, "cannot write the state: {}", Chain(&left));
+        }
+        return Err(error.into());
+    }
     *lists = new;
     tracing::info!(
         group = name,
         revision = change.revision,
         vms = policies.len(),
-        "policy changed until the daemon ends; the file has it from then on"
+        "policy changed until the daemon stops; the file has it from then on"
     );
     Ok(change)
 }
