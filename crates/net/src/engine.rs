@@ -190,19 +190,24 @@ impl Engine {
             made => made,
         };
         match made {
-            Ok(slot) => match self.follow_policy() {
-                Ok(()) => {
-                    self.lock().busy.remove(&block);
-                    Ok(slot)
-                }
-                Err(error) => {
-                    self.remove(slot)?;
-                    Err(error)
-                }
-            },
+            Ok(slot) => self.complete(slot),
             Err((source, unfinished)) => {
                 let left = self.free(block, unfinished);
                 Err(NetError::Create { vm_name: spec.vm_name.to_owned(), block, source, left })
+            }
+        }
+    }
+
+    /// The last step: the host forwards what the slot's policy opens, or the slot is taken away.
+    fn complete(&self, slot: Slot) -> Result<Slot, NetError> {
+        match self.follow_policy() {
+            Ok(()) => {
+                self.lock().busy.remove(&slot.block());
+                Ok(slot)
+            }
+            Err(error) => {
+                self.remove(slot)?;
+                Err(error)
             }
         }
     }

@@ -56,16 +56,7 @@ impl Engine {
             }
         };
         match adopted {
-            Ok(slot) => match self.follow_policy() {
-                Ok(()) => {
-                    self.lock().busy.remove(&block);
-                    Ok(slot)
-                }
-                Err(error) => {
-                    self.remove(slot)?;
-                    Err(error)
-                }
-            },
+            Ok(slot) => self.complete(slot),
             Err((source, unfinished)) => {
                 let left = self.free(block, unfinished);
                 Err(NetError::Adopt { vm_name: spec.vm_name.to_owned(), block, source, left })
