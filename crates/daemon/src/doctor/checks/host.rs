@@ -4,12 +4,11 @@ use std::net::Ipv4Addr;
 
 use super::super::facts::Facts;
 use super::super::finding::Finding;
-use super::vms;
+use crate::config::Group;
+use enisle_net::Limits;
 
 /// Where NodeLocal DNSCache of Kubernetes listens.
 const NODE_LOCAL_DNS: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
-/// Flows one guest may have at a time, by the network engine's host table.
-const FLOWS_EACH: u64 = 4096;
 
 pub(super) fn configuration(facts: &Facts) -> Vec<Finding> {
     match &facts.config {
@@ -91,7 +90,7 @@ pub(super) fn conntrack(facts: &Facts) -> Vec<Finding> {
             "connection tracking is not loaded yet; the daemon loads it",
         )];
     };
-    let guests = vms(facts) * FLOWS_EACH;
+    let guests = flows(facts);
     let needed = guests + count;
     let what = format!("{count} of {max} connections are tracked");
     let fix = format!(
@@ -110,6 +109,16 @@ pub(super) fn conntrack(facts: &Facts) -> Vec<Finding> {
             .fix(fix),
         _ => Finding::ok("conntrack", what),
     }]
+}
+
+/// Flows that the microVMs of the file may have between them; those of one where it asks for none.
+fn flows(facts: &Facts) -> u64 {
+    let each = u64::from(Limits::default().flows);
+    let of = |group: &Group| u64::from(group.count) * u64::from(group.network.limits.flows);
+    match &facts.config {
+        Some(Ok(config)) => config.groups.iter().map(of).sum::<u64>().max(each),
+        _ => each,
+    }
 }
 
 pub(super) fn resolvers(facts: &Facts) -> Vec<Finding> {
