@@ -146,7 +146,11 @@ impl Engine {
         }
         state.router = around.router;
         self.know(&mut state, around)?;
-        let written = self.write_table(&mut state).map_err(|e| NetError::Host("write the host's table", e));
+        let written = match state.expected.is_empty() {
+            true => self.write_table(&mut state),
+            false => self.write_table_over(&mut state),
+        };
+        let written = written.map_err(|e| NetError::Host("write the host's table", e));
         let done = written
             .and_then(|()| self.forward(&mut state, around).map_err(cannot_forward))
             .and_then(|()| self.mend_foreign(&mut state));

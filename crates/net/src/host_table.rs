@@ -73,6 +73,67 @@ pub(crate) fn render(table: &Table, ranges: &[Range], contents: &SetContents) ->
     batch
 }
 
+/// What a table of an earlier run holds, as far as it decides whether it can be written over.
+pub(crate) struct Earlier {
+    pub(crate) chains: BTreeSet<String>,
+    pub(crate) links: BTreeSet<Element>,
+    pub(crate) all_links: BTreeSet<Element>,
+    pub(crate) slots: BTreeSet<Element>,
+    pub(crate) opened: BTreeSet<Element>,
+}
+
+/// The whole table over one of the same shape, in one transaction; `None` when its shape is another.
+///
+/// The rules are made anew, but the sets stay that every packet is looked up in: nf_tables reads the
+/// generation once for the rules and again for each lookup, so under a packet in flight a set that is
+/// replaced with its table looks empty, and an admitted packet is dropped.
+pub(crate) fn render_over(
+    table: &Table,
+    ranges: &[Range],
+    contents: &SetContents,
+    earlier: &Earlier,
+) -> Option<Batch> {
+    let Batch(whole) = render(table, ranges, contents);
+    let chains: Vec<ChainName> = whole
+        .iter()
+        .filter_map(|command| match command {
+            Command::AddChain(_, chain) => Some(chain.name),
+            _ => None,
+        })
+        .collect();
+    let links: BTreeSet<Element> = link_intervals(ranges).into_iter().collect();
+    let all_links: BTreeSet<Element> = Element::interval(FIRST_LINK, LAST_LINK).collect();
+    let same = earlier.chains == chains.iter().map(ToString::to_string).collect()
+        && (&earlier.links, &earlier.all_links) == (&links, &all_links);
+    if !same {
+        return None;
+    }
+    // Only the first packet of a flow is looked up in these; where that fails it is told.
+    let anew = [NEW_FLOWS, REFUSED_FLOWS, FLOWS];
+    let mut commands: Vec<Command> =
+        chains.iter().map(|name| Command::FlushChain(table.clone(), *name)).collect();
+    commands.extend(anew.map(|set| Command::FlushSet(table.clone(), set)));
+    commands.extend(whole.into_iter().filter(|command| match command {
+        Command::AddTable(_) | Command::DeleteTable(_) => false,
+        Command::AddElements(_, set, _) => anew.contains(set),
+        _ => true,
+    }));
+    let difference =
+        |a: &BTreeSet<Element>, b: &BTreeSet<Element>| a.difference(b).cloned().collect::<Vec<_>>();
+    let slots = contents.slots.keys().map(|b| slot(*b)).collect();
+    let opened = contents.opened.iter().map(|i| link(*i)).collect();
+    for (set, was, is) in [(SLOTS, &earlier.slots, &slots), (OPENED, &earlier.opened, &opened)] {
+        let (gone, new) = (difference(was, is), difference(is, was));
+        if !gone.is_empty() {
+            commands.push(Command::DeleteElements(table.clone(), set, gone));
+        }
+        if !new.is_empty() {
+            commands.push(Command::AddElements(table.clone(), set, new));
+        }
+    }
+    Some(Batch(commands))
+}
+
 /// Lets a slot's packets past the guard, and its flows begin.
 pub(crate) fn admit(table: &Table, block: Block, limits: &Limits) -> Batch {
     let add = |set, element| Command::AddElements(table.clone(), set, vec![element]);

@@ -131,7 +131,7 @@ fn an_adopted_slots_packets_pass_on_and_what_was_refused_stays_refused() {
         let (sent, back) = stream(&mut guest_0, || daemon.is_finished());
         let (engine, slots) = daemon.join().unwrap();
         assert!(sent > 10, "{sent}");
-        no_gap(sent, &back, 1);
+        assert_eq!(lost(sent, &back), [0_u32; 0], "lost while a daemon was started");
         assert!(flow.echo(&mut guest_0, b"still here", LIMIT).reached());
         for (addr, port) in [(LAN, CANARY), (block(1).guest(), 22)] {
             assert!(guest_0.ask(Kind::Tcp, addr, port, LIMIT).refused(), "{addr}:{port}");
@@ -162,18 +162,13 @@ fn an_adopted_slots_packets_pass_on_and_what_was_refused_stays_refused() {
     assert!(!world.host.check("nft", &["list", "ruleset"], "").unwrap().contains("enisle"));
 }
 
-/// A packet that nf_tables looks at while a table is replaced may find the old rules and the new
-/// sets, and be dropped: nft lookups read the generation anew. Seen in one start of eight. So each may
-/// lose the one packet of that moment, but never two in a row.
-fn no_gap(sent: u32, back: &[u32], starts: u32) {
-    let lost: Vec<u32> = (0..sent).filter(|number| back.binary_search(number).is_err()).collect();
-    let in_a_row = lost.windows(2).any(|pair| pair[1] == pair[0] + 1);
-    let one_each = usize::try_from(starts).unwrap();
-    assert!(!in_a_row && lost.len() <= one_each, "lost over {starts} starts, of {sent}: {lost:?}");
+/// The numbers that did not come back.
+fn lost(sent: u32, back: &[u32]) -> Vec<u32> {
+    (0..sent).filter(|number| back.binary_search(number).is_err()).collect()
 }
 
 #[test]
-fn a_judge_replaced_over_and_over_makes_no_gap() {
+fn a_judge_replaced_over_and_over_loses_no_packet() {
     let world = World::new().unwrap();
     let held = survivors(&world.host);
     let mut guest = guest(0, &held[0]);
@@ -195,7 +190,7 @@ fn a_judge_replaced_over_and_over_makes_no_gap() {
         });
         let (sent, back) = stream(&mut guest, || daemons.is_finished());
         let starts = daemons.join().unwrap();
-        no_gap(sent, &back, starts);
+        assert_eq!(lost(sent, &back), [0_u32; 0], "lost over {starts} starts, of {sent}");
     });
 }
 

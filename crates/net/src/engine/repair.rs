@@ -59,9 +59,34 @@ impl Engine {
 
     /// Writes the host's table and remembers what it looks like.
     pub(super) fn write_table(&self, state: &mut State) -> Answer<()> {
-        state.repairs.table = None;
         let batch = host_table::render(&self.table, &self.ranges, &state.sets);
-        self.write(&batch)?;
+        self.write_and_remember(state, &batch)
+    }
+
+    /// The same beside slots whose packets must pass on: over the table of an earlier run where it
+    /// has the same shape, else in its place.
+    pub(super) fn write_table_over(&self, state: &mut State) -> Answer<()> {
+        let held = |set| Ok(self.kernel.elements(&self.table, set)?.into_iter().collect::<BTreeSet<_>>());
+        let earlier = host_table::Earlier {
+            chains: self.read_table()?.0.into_iter().map(|chain| chain.name).collect(),
+            links: held(host_table::LINKS)?,
+            all_links: held(host_table::ALL_LINKS)?,
+            slots: held(host_table::SLOTS)?,
+            opened: held(host_table::OPENED)?,
+        };
+        match host_table::render_over(&self.table, &self.ranges, &state.sets, &earlier) {
+            // The kernel may know better that the shape is another: sets are not compared here.
+            Some(batch) => self.write_and_remember(state, &batch).or_else(|error| {
+                tracing::debug!(%error, "the earlier table cannot be written over; it is replaced");
+                self.write_table(state)
+            }),
+            None => self.write_table(state),
+        }
+    }
+
+    fn write_and_remember(&self, state: &mut State, batch: &Batch) -> Answer<()> {
+        state.repairs.table = None;
+        self.write(batch)?;
         let seen = self.read_table()?;
         let count = |wanted: fn(&Command) -> bool| batch.0.iter().filter(|c| wanted(c)).count();
         let chains = count(|c| matches!(c, Command::AddChain(..)));
