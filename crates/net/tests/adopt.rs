@@ -194,6 +194,33 @@ fn a_judge_replaced_over_and_over_loses_no_packet() {
     });
 }
 
+/// The host's table without what counts.
+fn table(world: &World) -> String {
+    let text = world.host.check("nft", &["list", "table", "inet", "enisle_00c0de01"], "").unwrap();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let counts = |i: usize| i > 0 && matches!(words[i - 1], "packets" | "bytes");
+    let kept = words.iter().enumerate().filter(|(i, _)| !counts(*i)).map(|(_, word)| *word);
+    kept.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_table_that_was_written_over_is_the_table_that_would_replace_it() {
+    let world = World::new().unwrap();
+    let held = survivors(&world.host);
+    let right = table(&world);
+    // Somebody has opened it meanwhile, and put a stranger among the admitted.
+    let meddle = "insert rule inet enisle_00c0de01 prerouting accept
+        add element inet enisle_00c0de01 slots { \"lo\" . 8.8.8.8 }";
+    world.host.check("nft", &["-f", "-"], meddle).unwrap();
+    assert_ne!(table(&world), right);
+    world.host.run(|| {
+        let engine = Engine::open_beside(config(), &[usual(0), usual(1), usual(2)]).unwrap();
+        assert_eq!(table(&world), right);
+        engine.close().unwrap();
+    });
+    drop(held);
+}
+
 #[test]
 fn what_is_no_whole_slot_is_cut_off_and_its_block_is_free() {
     let world = World::new().unwrap();
