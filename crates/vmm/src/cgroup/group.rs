@@ -193,9 +193,17 @@ fn make(scope_dir: &Path, dir: &Path) -> Result<(), Cause> {
 }
 
 pub(super) fn remove_dir(dir: &Path) -> io::Result<()> {
-    match std::fs::remove_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done,
+    if_there(std::fs::remove_dir(dir)).map(|_| ())
+}
+
+/// `None` if a group was removed before it was asked, or while it was: a file of it that is open
+/// by then answers ENODEV (`kernfs_get_active` in fs/kernfs/file.c).
+pub(super) fn if_there<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
+    match asked {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

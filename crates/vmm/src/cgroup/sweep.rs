@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::group::remove_dir;
+use super::group::{if_there, remove_dir};
 use super::hierarchy::mounted;
 use super::scope_dir;
 use crate::error::{Cause, OnPath, VmmError};
@@ -138,9 +138,10 @@ fn groups_below(top: &Path) -> Result<Vec<PathBuf>, Cause> {
     let mut next = 0;
     while let Some(dir) = groups.get(next).cloned() {
         next += 1;
-        for entry in std::fs::read_dir(&dir).on("list", &dir)? {
-            let entry = entry.on("list", &dir)?;
-            if entry.file_type().on("list", &dir)?.is_dir() {
+        let Some(entries) = if_there(std::fs::read_dir(&dir)).on("list", &dir)? else { continue };
+        for entry in entries {
+            let Some(entry) = if_there(entry).on("list", &dir)? else { continue };
+            if if_there(entry.file_type()).on("list", &dir)?.is_some_and(|kind| kind.is_dir()) {
                 groups.push(entry.path());
             }
         }
@@ -153,7 +154,7 @@ fn empty(group: &Path, deadline: Instant, limit: Duration) -> Result<usize, Caus
     // No more forks, where the group counts processes (both versions name it so).
     let pids_max = group.join("pids.max");
     if pids_max.exists() {
-        std::fs::write(&pids_max, "0").on("forbid forks in", &pids_max)?;
+        if_there(std::fs::write(&pids_max, "0")).on("forbid forks in", &pids_max)?;
     }
     let mut killed = 0;
     loop {
@@ -175,9 +176,10 @@ fn empty(group: &Path, deadline: Instant, limit: Duration) -> Result<usize, Caus
     }
 }
 
+/// Nobody is in a group that has gone: its owner may be removing it at this moment.
 fn members(group: &Path) -> Result<Vec<i32>, Cause> {
     let procs = group.join("cgroup.procs");
-    let list = std::fs::read_to_string(&procs).on("read", &procs)?;
+    let list = if_there(std::fs::read_to_string(&procs)).on("read", &procs)?.unwrap_or_default();
     Ok(list.lines().filter_map(|line| line.parse().ok()).collect())
 }
 
