@@ -111,6 +111,28 @@ need_cargo_deny() {
     cargo install --locked --debug --root "$root" cargo-deny --version "$version"
 }
 
+# As cargo-deny, and for `./test --long` only.
+need_cargo_fuzz() {
+    local version=0.13.2 root=/var/cache/enisle-test
+    PATH="$root/bin:$PATH"
+    [ "$(cargo-fuzz --version 2>/dev/null)" = "cargo-fuzz $version" ] && return 0
+    need_packages g++
+    say "building cargo-fuzz (once on this machine)"
+    cargo install --locked --debug --root "$root" cargo-fuzz --version "$version"
+}
+
+# Lets libFuzzer search for this many seconds in each target. Without a sanitizer, which a stable
+# toolchain does not offer: the crates that parse have no unsafe code.
+fuzz_all() {
+    local target seconds=$1
+    cargo fuzz build --sanitizer none --features libfuzzer || return
+    for target in $(cargo fuzz list); do
+        mkdir -p "fuzz/corpus/$target"
+        cargo fuzz run --sanitizer none --features libfuzzer "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
+            -max_total_time="$seconds" -max_len=16384 -print_final_stats=1 || return
+    done
+}
+
 build_images() {
     local image
     for image in "$@"; do target/release/enisle image build "$image"; done

@@ -6,13 +6,14 @@ use enisle_testkit::listing::{Listing, Scope};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use tempfile::TempDir;
 
-/// One test's world and directories. Dropping it takes both away.
+/// One daemon's world and directories. Dropping the last site of a world takes that away too.
 #[derive(Debug)]
 pub struct Site {
     /// The namespaces: `host` is where the daemon runs.
-    pub world: World,
+    pub world: Arc<World>,
     dir: TempDir,
 }
 
@@ -23,8 +24,21 @@ impl Site {
     /// Without root, `ip` or room in `/tmp`.
     #[must_use]
     pub fn new() -> Self {
+        Self::of(Arc::new(World::new().expect("a world of namespaces")))
+    }
+
+    /// Another daemon's place in the same world.
+    ///
+    /// # Panics
+    /// Without room in `/tmp`.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self::of(Arc::clone(&self.world))
+    }
+
+    fn of(world: Arc<World>) -> Self {
         let dir = tempfile::Builder::new().prefix("enisle-vm-").tempdir().expect("a directory in /tmp");
-        Self { world: World::new().expect("a world of namespaces"), dir }
+        Self { world, dir }
     }
 
     /// A directory of this test.

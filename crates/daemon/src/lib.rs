@@ -32,3 +32,5 @@ mod vm;
 pub use boot::run;
 pub use fault::{FaultPlan, Step, UnknownFault};
 pub use options::{ExitCode, LogFormat, UpOptions, VmsPolicy};
+#[doc(hidden)]
+pub use verify::fuzz_sniffed;

@@ -42,6 +42,16 @@ pub use self::resolvers::Upstreams;
 use self::limits::InFlight;
 use self::vm::VmDns;
 
+/// For the fuzzer: the first half as a guest's query, the second as an upstream's answer to it.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let (asked, answered) = bytes.split_at(bytes.len() / 2);
+    if let query::Parsed::Question(question) = query::parse(asked) {
+        let id = answered.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
+        let _ = answer::read_reply(answered, id, &question);
+    }
+}
+
 /// What may become of a microVM's queries.
 #[derive(Clone, Debug)]
 pub enum DnsPolicy {

@@ -162,3 +162,16 @@ fn random() -> Result<[u8; 4], VmError> {
 
 #[cfg(test)]
 mod tests;
+
+/// For the fuzzer: a frame off a guest's tap, read in every way a frame is read here.
+#[doc(hidden)]
+pub fn fuzz_sniffed(frame: &[u8]) {
+    let to = SocketAddrV4::new(Ipv4Addr::new(1, 1, 1, 1), 53);
+    for protocol in [1, 6, 17] {
+        let flow = probe::Flow { protocol, from: Some(40_000), to };
+        let _ = probe::back(Some(&flow), true, frame);
+        let _ = probe::is_of_flow(&flow, frame);
+    }
+    let _ = probe::back(None, true, frame);
+    let _ = Run::new([1, 2, 3]).row_in(frame);
+}
