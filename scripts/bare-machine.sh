@@ -3,7 +3,9 @@
 
 BUILD_PACKAGES=(ca-certificates clang cpio gcc libc6-dev make pkg-config)
 RUN_PACKAGES=(debian-archive-keyring dpkg-dev e2fsprogs kmod mmdebstrap qemu-system-x86 qemu-utils xz-utils zstd)
-TEST_PACKAGES=(bc bpftool iproute2 iptables iputils-ping nftables openssh-client procps sqlite3 systemd tcpdump ufw util-linux)
+TEST_PACKAGES=(bc bpftool iproute2 iptables iputils-ping nftables openssh-client procps sqlite3 systemd tcpdump ufw util-linux
+    # What firewalld needs; not firewalld, whose installation starts it: see need_unpacked_firewalld.
+    dbus-daemon gir1.2-glib-2.0 python3-dbus python3-gi python3-nftables)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 die() {
@@ -29,8 +31,10 @@ as_user() {
 missing_packages() {
     local package
     for package in "$@"; do
-        # Ubuntu has it in linux-tools, under another package's name.
-        [ "$package" != bpftool ] || ! command -v bpftool >/dev/null || continue
+        case $package in
+        # Ubuntu has them in packages of other names: the program counts.
+        bpftool | dbus-daemon) ! command -v "$package" >/dev/null || continue ;;
+        esac
         dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -q '^installed$' || echo "$package"
     done
 }
@@ -59,6 +63,8 @@ install_packages() {
             available+=("$package")
         elif [ "$package" = bpftool ]; then
             available+=(linux-tools-common)
+        elif [ "$package" = dbus-daemon ]; then
+            available+=(dbus)
         else
             die "the package $package is not to be had here" "enable the distribution's main and universe sections"
         fi
@@ -131,6 +137,31 @@ fuzz_all() {
         cargo fuzz run --sanitizer none --features libfuzzer "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
             -max_total_time="$seconds" -max_len=16384 -print_final_stats=1 || return
     done
+}
+
+# firewalld for its test, in target/tools/firewalld: unpacked and not installed, because installing it
+# would start it, and firewall the machine.
+need_unpacked_firewalld() {
+    local root=target/tools/firewalld dir package packages=(firewalld python3-firewall)
+    [ ! -x "$root/usr/sbin/firewalld" ] || return 0
+    say "unpacking firewalld (it is not installed)"
+    dir=$(as_user mktemp -d /tmp/enisle-firewalld.XXXXXX) || return
+    if ! download_packages "$dir" "${packages[@]}" 2>/dev/null; then
+        # Nothing was missing, so nothing brought apt's lists up to date.
+        apt-get update -qq
+        download_packages "$dir" "${packages[@]}" ||
+            die "apt-get does not download: ${packages[*]}" "enable the distribution's main and universe sections"
+    fi
+    as_user rm -rf "$root" "$root.new" && as_user mkdir -p "$root.new" || return
+    for package in "$dir"/*.deb; do as_user dpkg-deb -x "$package" "$root.new" || return; done
+    # Whole or not there.
+    as_user mv "$root.new" "$root" || return
+    rm -rf "$dir"
+}
+
+# Packages' files into a directory. Without apt's own user, which would have to be let into it.
+download_packages() {
+    (cd "$1" && shift && as_user apt-get -qq -o APT::Sandbox::User=root download "$@")
 }
 
 build_images() {

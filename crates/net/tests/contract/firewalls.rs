@@ -1,14 +1,12 @@
-//! Firewalls of the distribution: the real ufw, and the ruleset of a real firewalld.
+//! The real ufw, and a firewall whose table nobody else may change.
 //!
 //! ufw runs in the host's namespace with mounts of its own, so that its configuration is nobody
-//! else's. firewalld cannot be installed without being started on the machine itself; its ruleset
-//! was recorded in a namespace.
+//! else's.
 
 use std::path::PathBuf;
 
 use crate::interference::Followed;
 
-const FIREWALLD: &str = include_str!("rulesets/firewalld.nft");
 /// `$0` is a directory that holds ufw's state between two commands.
 const UFW: &str = "\
 set -e
@@ -63,25 +61,6 @@ fn ufw_is_enabled_reloaded_and_disabled_around_us() {
     f.comes_back("ufw disabled");
     assert!(!f.run("iptables-nft", "-S FORWARD").contains("enisle"));
     f.rig.engine.close().unwrap();
-}
-
-#[test]
-fn firewalld_is_started_reloaded_and_stopped_around_us() {
-    let mut f = Followed::new();
-    // What comes to the host itself is not looked at here.
-    let open = "insert rule inet firewalld filter_INPUT tcp dport 7777 accept\n";
-    f.host().check("nft", &["-f", "-"], &format!("{FIREWALLD}{open}")).unwrap();
-    f.lost_and_comes_back("firewalld started");
-    let listed = f.run("nft", "list chain inet firewalld filter_FORWARD");
-    assert_eq!(listed.matches("comment \"enisle 0badcafe\"").count(), 2, "{listed}");
-    // Its reload deletes the table and makes it anew, in one transaction.
-    let again = format!("delete table inet firewalld\n{FIREWALLD}{open}");
-    f.host().check("nft", &["-f", "-"], &again).unwrap();
-    f.lost_and_comes_back("firewalld reloaded");
-    f.run("nft", "delete table inet firewalld");
-    f.comes_back("firewalld stopped");
-    f.rig.engine.close().unwrap();
-    assert!(!f.run("nft", "list ruleset").contains("enisle"));
 }
 
 #[test]

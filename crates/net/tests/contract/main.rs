@@ -8,6 +8,7 @@
 mod change;
 mod chaos;
 mod explain;
+mod firewalld;
 mod firewalls;
 mod floods;
 mod forged_frames;
