@@ -4,7 +4,7 @@
 BUILD_PACKAGES=(ca-certificates clang cpio gcc libc6-dev make pkg-config)
 RUN_PACKAGES=(debian-archive-keyring dpkg-dev e2fsprogs kmod mmdebstrap qemu-system-x86 qemu-utils xz-utils zstd)
 TEST_PACKAGES=(bc bpftool iproute2 iptables iputils-ping nftables openssh-client procps sqlite3 systemd tcpdump ufw util-linux
-    # What firewalld needs; not firewalld, whose installation starts it: see need_unpacked_firewalld.
+    # What firewalld and NetworkManager need; not they, whose installation starts them: see need_unpacked.
     dbus-daemon gir1.2-glib-2.0 python3-dbus python3-gi python3-nftables)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
@@ -139,18 +139,24 @@ fuzz_all() {
     done
 }
 
-# firewalld for its test, in target/tools/firewalld: unpacked and not installed, because installing it
-# would start it, and firewall the machine.
-need_unpacked_firewalld() {
-    local root=target/tools/firewalld dir package packages=(firewalld python3-firewall)
-    [ ! -x "$root/usr/sbin/firewalld" ] || return 0
-    say "unpacking firewalld (it is not installed)"
-    dir=$(as_user mktemp -d /tmp/enisle-firewalld.XXXXXX) || return
-    if ! download_packages "$dir" "${packages[@]}" 2>/dev/null; then
+# For their tests: unpacked and not installed, because installing them would start them, and let them
+# firewall or configure the machine.
+need_unpacked_firewalld() { need_unpacked firewalld sbin/firewalld firewalld python3-firewall; }
+need_unpacked_network_manager() { need_unpacked network-manager sbin/NetworkManager network-manager; }
+
+# Packages, and the libraries that they need and the machine has not, in target/tools/NAME, where the
+# program /usr/PROGRAM comes from them.
+need_unpacked() {
+    local name=$1 root=target/tools/$1 program=$2 dir package
+    shift 2
+    [ ! -x "$root/usr/$program" ] || return 0
+    say "unpacking $name (it is not installed)"
+    dir=$(as_user mktemp -d "/tmp/enisle-$name.XXXXXX") || return
+    if ! download_packages "$dir" "$@" 2>/dev/null; then
         # Nothing was missing, so nothing brought apt's lists up to date.
         apt-get update -qq
-        download_packages "$dir" "${packages[@]}" ||
-            die "apt-get does not download: ${packages[*]}" "enable the distribution's main and universe sections"
+        download_packages "$dir" "$@" ||
+            die "apt-get does not download: $*" "enable the distribution's main and universe sections"
     fi
     as_user rm -rf "$root" "$root.new" && as_user mkdir -p "$root.new" || return
     for package in "$dir"/*.deb; do as_user dpkg-deb -x "$package" "$root.new" || return; done
@@ -159,9 +165,18 @@ need_unpacked_firewalld() {
     rm -rf "$dir"
 }
 
-# Packages' files into a directory. Without apt's own user, which would have to be let into it.
+# Libraries that would come new to the machine if these packages were installed. Says so only.
+missing_libraries() {
+    apt-get -s -qq install --no-install-recommends "$@" | awk '$1 == "Inst" && $2 ~ /^lib/ && $3 ~ /^\(/ {print $2}'
+}
+
+# Packages' files, with those of the libraries they lack, into a directory. Without apt's own user,
+# which would have to be let into it.
 download_packages() {
-    (cd "$1" && shift && as_user apt-get -qq -o APT::Sandbox::User=root download "$@")
+    local dir=$1 libraries
+    shift
+    libraries=$(missing_libraries "$@") || return
+    (cd "$dir" && as_user apt-get -qq -o APT::Sandbox::User=root download "$@" $libraries)
 }
 
 build_images() {

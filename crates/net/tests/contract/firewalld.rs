@@ -6,32 +6,21 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use enisle_testkit::Netns;
 use enisle_testkit::world::CANARY;
 
+use crate::bus::Bus;
 use crate::interference::Followed;
 
 const UNPACKED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/tools/firewalld");
 const UNPACK: &str = "bash -c '. scripts/bare-machine.sh && need_unpacked_firewalld'";
 /// It needs three seconds on an idle machine.
 const STARTED: Duration = Duration::from_secs(60);
-/// A bus anybody on it may use; its socket is in a directory of ours.
-const BUS: &str = "\
-<busconfig>
-  <listen>unix:path=DIR/bus</listen>
-  <policy context=\"default\">
-    <allow send_destination=\"*\" eavesdrop=\"true\"/>
-    <allow eavesdrop=\"true\"/>
-    <allow own=\"*\"/>
-  </policy>
-</busconfig>
-";
 /// `$0` is the unpacked tree, `$1` a Python program in it. The tree is mounted because firewalld may
 /// give up the capability to pass through a user's home.
 const SCRIPT: &str = "\
@@ -48,10 +37,7 @@ exec /usr/bin/python3 -B \"$program\" \"$@\"
 /// firewalld and its bus, until dropped.
 struct Firewalld {
     host: Netns,
-    dir: PathBuf,
-    /// The bus's address.
-    address: String,
-    bus: Option<Child>,
+    bus: Bus,
     daemon: Option<Child>,
 }
 
@@ -62,13 +48,10 @@ impl Firewalld {
             Path::new(UNPACKED).join("usr/sbin/firewalld").exists(),
             "there is no firewalld in {UNPACKED}; this unpacks it without starting it: {UNPACK}"
         );
-        let dir = std::env::temp_dir().join(format!("enisle-firewalld-{}", std::process::id()));
-        std::fs::create_dir(&dir).unwrap();
-        let host = Netns::from_fd(host.as_fd()).unwrap();
-        let mut it = Firewalld { host, dir, address: String::new(), bus: None, daemon: None };
-        it.start_bus();
+        let bus = Bus::start(host, "firewalld");
+        let mut it = Firewalld { host: Netns::from_fd(host.as_fd()).unwrap(), bus, daemon: None };
         it.configure();
-        let log = File::create(it.dir.join("log")).unwrap();
+        let log = File::create(it.bus.dir().join("log")).unwrap();
         let mut command = it.program("sbin/firewalld", &["--nofork", "--nopid", "--log-target=console"]);
         command.args(it.paths()).stdout(log.try_clone().unwrap()).stderr(log);
         it.daemon = Some(it.host.run(|| command.spawn()).unwrap());
@@ -76,25 +59,9 @@ impl Firewalld {
         it
     }
 
-    fn start_bus(&mut self) {
-        let file = self.dir.join("bus.conf");
-        std::fs::write(&file, BUS.replace("DIR", self.dir.to_str().unwrap())).unwrap();
-        let mut command = Command::new("dbus-daemon");
-        command.arg(format!("--config-file={}", file.display()));
-        command.args(["--nofork", "--nopidfile", "--print-address=1"]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        command.stderr(File::create(self.dir.join("bus.log")).unwrap());
-        let bus = self.bus.insert(self.host.run(|| command.spawn()).expect("run dbus-daemon"));
-        // It says where it is once it can be called.
-        BufReader::new(bus.stdout.take().unwrap()).read_line(&mut self.address).unwrap();
-        let complaint = std::fs::read_to_string(self.dir.join("bus.log")).unwrap();
-        assert!(self.address.starts_with("unix:"), "dbus-daemon does not start: {complaint}");
-        self.address.truncate(self.address.trim_end().len());
-    }
-
     /// The package's own configuration, with what the probes of the host itself need.
     fn configure(&self) {
-        let own = self.dir.join("etc");
+        let own = self.bus.dir().join("etc");
         std::fs::create_dir(&own).unwrap();
         let conf = Path::new(UNPACKED).join("etc/firewalld/firewalld.conf");
         // Version 2 locks its table by default. That is its own test: nobody can help there.
@@ -131,7 +98,7 @@ impl Firewalld {
     }
 
     fn paths(&self) -> [String; 2] {
-        let own = self.dir.join("etc");
+        let own = self.bus.dir().join("etc");
         [
             format!("--system-config={}", own.display()),
             "--default-config=/run/unpacked/usr/lib/firewalld".into(),
@@ -142,7 +109,7 @@ impl Firewalld {
     fn program(&self, name: &str, args: &[&str]) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", SCRIPT, UNPACKED, name]).args(args);
-        command.env("DBUS_SYSTEM_BUS_ADDRESS", &self.address).env("LC_ALL", "C.UTF-8");
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", self.bus.address()).env("LC_ALL", "C.UTF-8");
         command.stdin(Stdio::null());
         command
     }
@@ -157,7 +124,7 @@ impl Firewalld {
     }
 
     fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+        std::fs::read_to_string(self.bus.dir().join("log")).unwrap_or_default()
     }
 
     /// Asks it to end as systemd does, and waits until it has.
@@ -172,13 +139,11 @@ impl Firewalld {
 
 impl Drop for Firewalld {
     fn drop(&mut self) {
-        for child in [&mut self.daemon, &mut self.bus].into_iter().flatten() {
+        if let Some(daemon) = &mut self.daemon {
             // Dead already is dead as well.
-            let _ = child.kill();
-            let _ = child.wait();
+            let _ = daemon.kill();
+            let _ = daemon.wait();
         }
-        // A directory in /tmp is no reason to fail.
-        let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 
