@@ -18,12 +18,17 @@ pub(crate) fn changes(block: Block, link: &Link, around: &Surroundings) -> Vec<C
         // Kernels before 6.2 rename no interface that is up.
         changes.extend([Change::Down(index), Change::Name(index, name.as_str().to_owned())]);
     }
+    if !link.forwarding || !link.no_ipv6_address {
+        let settings = LinkSettings {
+            forwarding: (!link.forwarding).then_some(true),
+            no_ipv6_address: !link.no_ipv6_address,
+            ..LinkSettings::default()
+        };
+        changes.push(Change::Settings(index, settings));
+    }
+    // After the settings: an interface that comes up gets a link-local address unless they say no.
     if renamed || !link.up {
         changes.push(Change::Up(index));
-    }
-    if !link.forwarding {
-        let settings = LinkSettings { forwarding: Some(true), ..LinkSettings::default() };
-        changes.push(Change::Settings(index, settings));
     }
     let addresses = around.addresses.iter().filter(|a| a.index == index);
     changes.extend(addresses.map(|a| Change::RemoveAddress(index, a.net)));
@@ -58,6 +63,7 @@ mod tests {
             alias: String::new(),
             group: 9,
             forwarding: true,
+            no_ipv6_address: true,
             up: true,
         };
         let around = Surroundings {
@@ -90,7 +96,13 @@ mod tests {
         (_, around) = right();
         link.up = false;
         assert_eq!(changes(block(), &link, &around).len(), 3, "up, neighbour, route");
+        link.no_ipv6_address = false;
+        let settings = LinkSettings { no_ipv6_address: true, ..LinkSettings::default() };
+        let both = [Change::Settings(index, settings.clone()), Change::Up(index)];
+        assert_eq!(changes(block(), &link, &around)[..2], both);
         link.up = true;
+        assert_eq!(changes(block(), &link, &around), [Change::Settings(index, settings)]);
+        link.no_ipv6_address = true;
         link.name = "lan7".into();
         let all = changes(block(), &link, &around);
         assert_eq!(all[..2], [Change::Down(index), Change::Name(index, "en-a9fe6402".into())]);

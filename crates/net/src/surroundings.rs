@@ -138,8 +138,15 @@ mod tests {
     }
 
     fn link(index: u32, name: &str) -> (u32, Link) {
-        let link =
-            Link { index, name: name.into(), alias: String::new(), group: 0, forwarding: false, up: true };
+        let link = Link {
+            index,
+            name: name.into(),
+            alias: String::new(),
+            group: 0,
+            forwarding: false,
+            no_ipv6_address: false,
+            up: true,
+        };
         (index, link)
     }
 

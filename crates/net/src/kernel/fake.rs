@@ -111,7 +111,15 @@ fn errno(what: &str, number: i32) -> KernelError {
 }
 
 fn link(index: u32, name: &str, group: u32) -> Link {
-    Link { index, name: name.into(), alias: String::new(), group, forwarding: false, up: true }
+    Link {
+        index,
+        name: name.into(),
+        alias: String::new(),
+        group,
+        forwarding: false,
+        no_ipv6_address: false,
+        up: true,
+    }
 }
 
 impl Kernel for Fake {
@@ -154,6 +162,7 @@ impl Kernel for Fake {
             Change::Settings(index, settings) => {
                 let link = state.links.get_mut(index).ok_or_else(|| errno("link", libc::ENODEV))?;
                 link.forwarding = settings.forwarding.unwrap_or(link.forwarding);
+                link.no_ipv6_address |= settings.no_ipv6_address;
                 link.alias = settings.alias.clone().unwrap_or_default();
             }
             Change::DeleteLink(index) => {

@@ -317,6 +317,8 @@ pub(crate) struct Link {
     pub(crate) alias: String,
     pub(crate) group: u32,
     pub(crate) forwarding: bool,
+    /// The kernel gives it no IPv6 address, or has no IPv6.
+    pub(crate) no_ipv6_address: bool,
     /// Administratively.
     pub(crate) up: bool,
 }
@@ -407,9 +409,9 @@ pub(crate) fn parse_link(m: &Received<'_>) -> Option<Link> {
     }
     let attrs = m.body.get(16..)?;
     let text = |kind| attribute(attrs, kind).map(c_string).unwrap_or_default();
-    let conf = attribute(attrs, IFLA_AF_SPEC)
-        .and_then(|spec| attribute(spec, u16::from(AF_INET)))
-        .and_then(|inet| attribute(inet, IFLA_INET_CONF));
+    let family = |of: u8| attribute(attrs, IFLA_AF_SPEC).and_then(|spec| attribute(spec, u16::from(of)));
+    let conf = family(AF_INET).and_then(|inet| attribute(inet, IFLA_INET_CONF));
+    let mode = family(AF_INET6).and_then(|inet6| attribute(inet6, IFLA_INET6_ADDR_GEN_MODE));
     Some(Link {
         index: u32_at(m.body, 4)?,
         name: text(IFLA_IFNAME),
@@ -417,6 +419,7 @@ pub(crate) fn parse_link(m: &Received<'_>) -> Option<Link> {
         group: attribute(attrs, IFLA_GROUP).and_then(|g| u32_at(g, 0)).unwrap_or(0),
         // In a dump the settings are an array; FORWARDING is number 1 and so comes first.
         forwarding: conf.and_then(|c| u32_at(c, 0)).unwrap_or(0) != 0,
+        no_ipv6_address: mode.is_none_or(|mode| mode == [IN6_ADDR_GEN_MODE_NONE]),
         up: u32_at(m.body, 8)? & IFF_UP != 0,
     })
 }

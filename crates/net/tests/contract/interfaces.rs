@@ -86,10 +86,11 @@ fn our_interface_is_put_right() {
         let addr = f.run("ip", &format!("-o addr show dev {veth}"));
         let route = f.run("ip", &format!("-o route show {guest}"));
         let neigh = f.run("ip", &format!("-o neigh show dev {veth} nud permanent"));
-        (addr, route, neigh)
+        let link = f.run("ip", &format!("-d -o link show dev {veth}"));
+        (addr, route, neigh, link.contains("addrgenmode none"))
     };
     let right = look(&f);
-    assert!(right.1.contains(&veth) && right.2.contains("PERMANENT"), "{right:?}");
+    assert!(right.1.contains(&veth) && right.2.contains("PERMANENT") && right.3, "{right:?}");
     for damage in [
         format!("link set {veth} down"),
         format!("route del {guest}"),
@@ -105,6 +106,7 @@ fn our_interface_is_put_right() {
         format!("neigh del {guest} dev {veth}"),
         // As a network manager with a match on every interface would.
         format!("addr add 10.77.0.1/24 dev {veth}"),
+        format!("link set {veth} addrgenmode eui64"),
     ] {
         f.run("ip", &damage);
         assert_ne!(look(&f), right, "{damage}");
@@ -112,6 +114,13 @@ fn our_interface_is_put_right() {
         f.follow();
         assert_eq!(look(&f), right, "{damage}");
     }
+
+    // It comes up without the link-local address that this asks for.
+    for line in [format!("link set {veth} down"), format!("link set {veth} addrgenmode eui64")] {
+        f.run("ip", &line);
+    }
+    f.lost_and_comes_back("our interface down with a link-local address to come");
+    assert_eq!(look(&f), right);
 
     for line in
         [format!("link set {veth} down"), format!("link set {veth} name lan7"), "link set lan7 up".into()]

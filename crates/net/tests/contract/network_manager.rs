@@ -180,14 +180,15 @@ fn addressed(f: &Followed) -> bool {
     f.run("ip", &format!("-o -4 addr show dev {veth}")).contains(&OWN.to_string())
 }
 
-/// Our interface is up without an address, and has its route and its neighbour.
+/// Our interface is up without an address of any kind, now or to come, and has its route and its neighbour.
 fn ours(f: &Followed) -> bool {
     let (veth, guest) = (f.rig.vms[0].block().host_veth(), f.rig.vms[0].block().guest());
-    let up = f.run("ip", &format!("-o link show up dev {veth}"));
+    let up = f.run("ip", &format!("-d -o link show up dev {veth}"));
+    let addresses = f.run("ip", &format!("-o addr show dev {veth}"));
     let route = f.run("ip", &format!("-o route show {guest}"));
     let neighbour = f.run("ip", &format!("-o neigh show dev {veth} nud permanent"));
     let right = [&up, &route].iter().all(|text| text.contains(veth.as_str()));
-    right && neighbour.contains("PERMANENT") && !addressed(f)
+    right && neighbour.contains("PERMANENT") && up.contains("addrgenmode none") && addresses.is_empty()
 }
 
 /// Connected, with an interface that is ours.
