@@ -13,6 +13,7 @@ pub mod frame;
 pub mod listing;
 pub mod netns;
 pub mod probe;
+pub mod queue;
 pub mod server;
 pub mod sniff;
 pub mod tap;

@@ -28,6 +28,21 @@ impl Netns {
         made.join().map_err(|_| anyhow::anyhow!("the thread making a namespace panicked"))?
     }
 
+    /// A new namespace, and what `f` does in it on the thread that made it, which ends right after.
+    ///
+    /// # Errors
+    /// Without `CAP_SYS_ADMIN`, and with `f`'s error.
+    pub fn new_with<T: Send>(f: impl FnOnce() -> io::Result<T> + Send) -> anyhow::Result<(Netns, T)> {
+        let inside = || -> anyhow::Result<(Netns, T)> {
+            enter_new().context("cannot make a network namespace; run as root")?;
+            Ok((Netns::current()?, f()?))
+        };
+        match thread::scope(|scope| scope.spawn(inside).join()) {
+            Ok(made) => made,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
     /// The namespace of the calling thread.
     ///
     /// # Errors

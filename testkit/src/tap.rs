@@ -258,7 +258,7 @@ struct Ifreq {
 }
 
 #[expect(unsafe_code, reason = "no safe wrapper exists for TUNSETIFF")]
-fn attach(device: &std::fs::File, name: &str) -> std::io::Result<()> {
+pub(crate) fn attach(device: &std::fs::File, name: &str) -> std::io::Result<()> {
     let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
     let mut request = Ifreq { name: [0; 16], flags, rest: [0; 22] };
     request.name[..name.len()].copy_from_slice(name.as_bytes());

@@ -2,6 +2,7 @@
 //!
 //! Owns: the tidy checks and the rules of the rooms. Refuses: anything a user of Enisle runs.
 
+mod bench;
 mod promises;
 mod rooms;
 mod tidy;
@@ -22,6 +23,13 @@ struct Args {
 enum Task {
     /// Files, modules, words and links: what the tree may look like; tests that documents name.
     Tidy,
+    /// Measures what docs/benchmarks.md promises, as root: [LINE…] [--rounds N] [--json] [--quick].
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Passed on; `--help` explains them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Which crate may depend on which, and who may make which system call.
     Rooms,
 }
@@ -52,6 +60,7 @@ fn run(task: &Task) -> Result<Vec<String>> {
             Ok(problems)
         }
         Task::Rooms => rooms::check(&root),
+        Task::Bench { args } => bench::run(&root, args),
     }
 }
 

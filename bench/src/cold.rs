@@ -1,0 +1,84 @@
+//! Lines 1 and 3: what a cold slot costs over the kernel's floor, and whether the thousandth costs
+//! more than the first.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::Effort;
+use crate::floor::Floor;
+use crate::isolated::Isolated;
+use crate::report::{Row, Target};
+use crate::statistics::{Pairs, median, ms};
+
+/// Slots and bare triples in turn, in each round of line 1.
+const TURNS: usize = 100;
+/// The slots of line 3, and how many at either end are compared.
+const SLOTS: usize = 1_000;
+const END: usize = 100;
+
+/// Measures those of lines 1 and 3 that are wanted.
+///
+/// # Errors
+/// If the engine or the kernel refuses something.
+pub(crate) fn measure(effort: Effort, wanted: &dyn Fn(u8) -> bool) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let ours = Isolated::new()?;
+    if wanted(1) {
+        let floor = Floor::new(&ours.world.host)?;
+        let mut pairs = Pairs::default();
+        for _ in 0..effort.rounds {
+            let (slot, bare) = cold(&ours, &floor, effort.of(TURNS))?;
+            pairs.push(median(&slot), median(&bare));
+        }
+        rows.push(Row::ratio(
+            1,
+            "cold slot / unshare + veth in place + tap, p50",
+            Target::AtMost(1.5),
+            &pairs,
+            "ms",
+        ));
+    }
+    if wanted(3) {
+        let mut pairs = Pairs::default();
+        for _ in 0..effort.rounds {
+            let (first, last) = flat(&ours, effort)?;
+            pairs.push(median(&last), median(&first));
+        }
+        rows.push(Row::ratio(3, "slots 901–1000 / slots 1–100, p50", Target::AtMost(1.3), &pairs, "ms"));
+    }
+    ours.engine.close()?;
+    Ok(rows)
+}
+
+/// Times of slots and of bare triples, made in turn, in the same host.
+fn cold(ours: &Isolated, floor: &Floor, turns: usize) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (mut slots, mut bare) = (Vec::new(), Vec::new());
+    let (mut slot_times, mut bare_times) = (Vec::new(), Vec::new());
+    for i in 0..turns {
+        let start = Instant::now();
+        slots.push(ours.create(i)?);
+        slot_times.push(ms(start.elapsed()));
+        let start = Instant::now();
+        bare.push(floor.create(u32::try_from(i)?)?);
+        bare_times.push(ms(start.elapsed()));
+    }
+    ours.remove_all(slots)?;
+    bare.into_iter().try_for_each(|triple| floor.remove(triple))?;
+    Ok((slot_times, bare_times))
+}
+
+/// Times of the first hundred and the last hundred of a thousand.
+fn flat(ours: &Isolated, effort: Effort) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (count, end) = (effort.of(SLOTS), effort.of(END));
+    let (mut slots, mut times) = (Vec::new(), Vec::new());
+    for i in 0..count {
+        let start = Instant::now();
+        slots.push(ours.create(i)?);
+        times.push(ms(start.elapsed()));
+    }
+    ours.remove_all(slots)?;
+    let last = times.split_off(count - end);
+    times.truncate(end);
+    Ok((times, last))
+}

@@ -1,0 +1,86 @@
+//! Our side: an engine in a world, its slots.
+//!
+//! Owns: making, numbering and taking away slots through the engine's public interface. Refuses:
+//! any short cut past it, and clocks.
+
+use std::sync::Mutex;
+
+use anyhow::{Context as _, Result};
+use enisle_net::plan::{Block, Range};
+use enisle_net::policy::{CompiledPolicy, PolicySpec, compile};
+use enisle_net::{Engine, EngineConfig, Limits, Slot, SlotSpec};
+use enisle_testkit::World;
+
+/// Who takes slots away at the same time: more than the engine lets go at once.
+const REMOVERS: usize = 16;
+/// Where slots come from, in every world.
+pub(crate) const RANGE: &str = "10.99.0.0/16";
+
+/// A host with an engine.
+pub(crate) struct Isolated {
+    pub(crate) engine: Engine,
+    pub(crate) world: World,
+    range: Range,
+    policy: CompiledPolicy,
+}
+
+impl Isolated {
+    /// A world and its engine; about 100 ms.
+    pub(crate) fn new() -> Result<Isolated> {
+        let world = World::new()?;
+        let range: Range = RANGE.parse()?;
+        let engine = world.host.run(|| Engine::open(config()))?;
+        Ok(Isolated { engine, world, range, policy: compile(&PolicySpec::default())? })
+    }
+
+    /// The `i`th block.
+    pub(crate) fn block(&self, i: usize) -> Result<Block> {
+        let i = u32::try_from(i)?;
+        self.range.block(i).with_context(|| format!("{} has no block {i}", self.range))
+    }
+
+    /// A slot as a VM without lists of its own gets it.
+    pub(crate) fn create(&self, i: usize) -> Result<Slot> {
+        self.create_with(i, &self.policy, Limits::default())
+    }
+
+    /// The same with a policy and limits.
+    pub(crate) fn create_with(&self, i: usize, policy: &CompiledPolicy, limits: Limits) -> Result<Slot> {
+        let block = self.block(i)?;
+        let spec = SlotSpec { block, vm_name: "agents-1", mtu: 1500, policy, tap_owner: (0, 0), limits };
+        Ok(self.engine.create(&spec)?)
+    }
+
+    /// Slots `from` to `to`, less `to` itself.
+    pub(crate) fn create_many(&self, from: usize, to: usize) -> Result<Vec<Slot>> {
+        (from..to).map(|i| self.create(i)).collect()
+    }
+
+    /// Takes slots away as a daemon does whose VMs were deleted at once: together, the engine sets
+    /// the pace. Returns when all are gone.
+    pub(crate) fn remove_all(&self, slots: Vec<Slot>) -> Result<()> {
+        let slots = Mutex::new(slots);
+        let next = || slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
+        let work = || -> Result<()> {
+            while let Some(slot) = next() {
+                self.engine.remove(slot)?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let removers: Vec<_> = (0..REMOVERS).map(|_| scope.spawn(work)).collect();
+            removers.into_iter().try_for_each(|r| r.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+        })
+    }
+}
+
+/// Generous limits: the path is measured, not the limit.
+pub(crate) fn unlimited() -> Limits {
+    Limits { flows: Limits::MAX_FLOWS, new_flows_per_s: Limits::MAX_NEW_FLOWS_PER_S, ..Limits::default() }
+}
+
+/// What every engine of the benchmark is opened with; each is alone in its world.
+pub(crate) fn config() -> EngineConfig {
+    #[expect(clippy::unwrap_used, reason = "two constants that parse")]
+    EngineConfig { scope: "00be4c00".parse().unwrap(), ranges: vec![RANGE.parse().unwrap()] }
+}
