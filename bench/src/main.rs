@@ -9,6 +9,7 @@
 mod cold;
 mod floor;
 mod isolated;
+mod path;
 mod peers;
 mod report;
 mod room;
@@ -58,10 +59,11 @@ impl Effort {
 type Group = fn(Effort, &dyn Fn(u8) -> bool) -> Result<Vec<Row>>;
 
 /// In the order of their running. Each takes away what it made before the next begins.
-const GROUPS: [(&[u8], Group); 3] = [
+const GROUPS: [(&[u8], Group); 4] = [
     (&[1, 3], cold::measure),
     (&[2], peers::measure),
-    (&[4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], unbuilt::rows),
+    (&[8, 9, 10, 11], path::measure),
+    (&[4, 5, 13, 14, 16], unbuilt::rows),
 ];
 
 fn main() -> ExitCode {
