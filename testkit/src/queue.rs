@@ -49,3 +49,21 @@ fn set<const REQUEST: Opcode>(queue: impl AsFd, value: usize) -> io::Result<()> 
     unsafe { ioctl(queue.as_fd(), set) }?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Netns;
+
+    #[test]
+    fn a_persistent_tap_outlives_its_queue_and_offloads_can_be_set() {
+        let (netns, queue) = Netns::new_with(|| persistent_tap("kept0")).unwrap();
+        set_offloads(&queue, true).unwrap();
+        set_offloads(&queue, false).unwrap();
+        drop(queue);
+        let links = netns.check("ip", &["-o", "link"], "").unwrap();
+        assert!(links.contains("kept0"), "{links}");
+        let no_tap = File::open("/dev/null").unwrap();
+        assert!(set_offloads(&no_tap, true).is_err());
+    }
+}

@@ -25,6 +25,8 @@ const CPU: usize = 0;
 const CHUNK: usize = 128 * 1024;
 /// Longer than anything takes here.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A client that is silent for so long has gone. Shorter than what the next one waits.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Listeners in one namespace; they end when dropped.
 pub(super) struct Server {
@@ -86,8 +88,13 @@ fn accept(listener: &TcpListener, serve: Serve, stop: &AtomicBool, received: &At
         if stop.load(Relaxed) {
             return;
         }
-        // A client that goes in the midst of it is the ordinary end.
-        let _ = stream.and_then(|stream| serve(stream, received));
+        // A client that goes in the midst of it is the ordinary end; so is one whose farewell is lost
+        // because its forwarder stopped.
+        let _ = stream.and_then(|stream| {
+            stream.set_read_timeout(Some(SILENCE))?;
+            stream.set_write_timeout(Some(SILENCE))?;
+            serve(stream, received)
+        });
     }
 }
 

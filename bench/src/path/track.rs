@@ -17,6 +17,7 @@ use crate::isolated::{Isolated, unlimited};
 
 const GUEST_MAC: [u8; 6] = [0x02, 0xbe, 0, 0, 0, 2];
 const BRIDGE_MAC: [u8; 6] = [0x02, 0xbe, 0, 0, 0, 1];
+const BRIDGE_RULES: &str = "net/bridge/bridge-nf-call-iptables";
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 92, 0, 2);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 92, 0, 1);
 
@@ -49,6 +50,11 @@ impl Bridged {
              neigh replace {GUEST} lladdr {guest} dev br0 nud permanent\n"
         );
         host.check("ip", &["-batch", "-"], &batch)?;
+        // Where br_netfilter is loaded, a bridge hands every packet to the rules of IP, too. A plain one
+        // does not.
+        if host.sysctl(BRIDGE_RULES).is_ok() {
+            host.set_sysctl(BRIDGE_RULES, "0")?;
+        }
         let rule = "table ip plain { chain postrouting { type nat hook postrouting priority 100; \
                     ip saddr 10.92.0.0/24 oifname eth0 masquerade; }\n}\n";
         host.check("nft", &["-f", "-"], rule)?;

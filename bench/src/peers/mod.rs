@@ -66,12 +66,11 @@ pub(crate) fn measure(effort: Effort, _: &dyn Fn(u8) -> bool) -> Result<Vec<Row>
         }
     }
     ours.engine.close()?;
-    let rows = peers.iter().zip(&pairs);
-    let row = |(peer, pairs): (&Box<dyn Peer>, &Pairs)| {
+    let rows = peers.iter().zip(&pairs).map(|(peer, pairs)| {
         let what = format!("{} / ours, per slot, p50", peer.what());
         Row::ratio(2, what, Target::AtLeast(peer.target()), pairs, "ms")
-    };
-    Ok(rows.map(row).collect())
+    });
+    Ok(rows.collect())
 }
 
 /// The median time of one peer's networks.
