@@ -8,17 +8,17 @@ mod change;
 mod explain;
 mod leftovers;
 mod repair;
+mod warm;
 
 pub use leftovers::{NetLeftovers, leftovers};
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use ipnet::Ipv4Net;
 
-use crate::error::{NetError, Step, StepError};
+use crate::error::{NetError, StepError};
 use crate::host_table::{self, SetContents};
 use crate::judge::SlotStats;
 use crate::kernel::{Answer, Kernel, Lease, Linux, Place};
@@ -167,35 +167,11 @@ impl Engine {
     /// [`NetError::ForeignBlock`], [`NetError::BlockTaken`], [`NetError::Mtu`], [`NetError::Limit`], or
     /// [`NetError::Create`] with the step that failed; then everything done before is undone.
     pub fn create(&self, spec: &SlotSpec<'_>) -> Result<Slot, NetError> {
-        let block = spec.block;
-        if !self.ranges.iter().any(|range| range.contains(block)) {
-            return Err(NetError::ForeignBlock(block));
-        }
-        if !MTU.contains(&spec.mtu) {
-            return Err(NetError::Mtu(spec.mtu));
-        }
-        if let Some((key, number)) = spec.limits.mistake() {
-            return Err(NetError::Limit(key, number));
-        }
-        {
-            let mut state = self.lock();
-            match state.sets.slots.entry(block) {
-                Entry::Occupied(_) => return Err(NetError::BlockTaken(block)),
-                Entry::Vacant(free) => free.insert(spec.limits),
-            };
-            state.busy.insert(block);
-        }
-        let made = match self.builder().create(spec) {
-            Err((e, None)) if e.step == Step::Admit && e.source.is_absent() => {
-                // Somebody flushed the host's table: put it back, as the monitor is about to.
-                self.refresh()?;
-                self.builder().create(spec)
-            }
-            made => made,
-        };
-        match made {
+        self.take(&spec.warm())?;
+        match self.make(|| self.builder().create(spec))? {
             Ok(slot) => self.complete(slot),
             Err((source, unfinished)) => {
+                let block = spec.block;
                 let left = self.free(block, unfinished);
                 Err(NetError::Create { vm_name: spec.vm_name.to_owned(), block, source, left })
             }
@@ -240,9 +216,11 @@ impl Engine {
     /// [`NetError::Remove`] with every step that failed. The block stays taken then, so that
     /// nothing of this slot reaches another, until [`Engine::reclaim`] finishes the work.
     pub fn remove(&self, slot: Slot) -> Result<(), NetError> {
-        let block = slot.block();
+        self.take_away(slot.block(), slot.into_parts())
+    }
+
+    fn take_away(&self, block: Block, parts: Parts) -> Result<(), NetError> {
         self.lock().busy.insert(block);
-        let parts = slot.into_parts();
         let pass = self.going.enter();
         let unfinished = self.builder().take_away(block, parts).err();
         drop(pass);
@@ -569,9 +547,10 @@ impl NetError {
     #[must_use]
     pub fn left(&self) -> &[StepError] {
         match self {
-            NetError::Create { left, .. } | NetError::Adopt { left, .. } | NetError::Remove { left, .. } => {
-                left
-            }
+            NetError::Create { left, .. }
+            | NetError::Prepare { left, .. }
+            | NetError::Adopt { left, .. }
+            | NetError::Remove { left, .. } => left,
             _ => &[],
         }
     }

@@ -129,6 +129,18 @@ pub enum NetError {
         /// What could not be undone.
         left: Vec<StepError>,
     },
+    /// A slot could not be made for whoever would claim it. Everything done before has been undone,
+    /// but for `left`.
+    #[error("cannot make a slot ahead of time ({block}){}", Left(.left))]
+    Prepare {
+        /// Its block.
+        block: Block,
+        /// The step that failed.
+        #[source]
+        source: StepError,
+        /// What could not be undone.
+        left: Vec<StepError>,
+    },
     /// A slot of an earlier run could not be taken over. It was taken away, but for `left`.
     #[error("cannot adopt the slot of `{vm_name}` ({block}); it is cut off{}", Left(.left))]
     Adopt {

@@ -112,6 +112,60 @@ fn a_slot_is_made_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_warm_slot_is_made_whole_or_not_at_all_and_can_be_discarded() {
+    let policy = policy(&[]);
+    refused_once(
+        |_| (),
+        |engine| engine.prepare(&spec(0, &policy).warm()).map(std::mem::forget).is_ok(),
+        |engine, kernel, before, complete, worked, n| {
+            assert!(!worked, "call {n}");
+            assert_eq!(&kernel.state(), before, "call {n}");
+            let warm = engine.prepare(&spec(0, &policy).warm()).unwrap();
+            assert_eq!(kernel.state().links, complete.links, "call {n}");
+            assert!(kernel.state().slots.is_empty(), "call {n}: it is judged for nobody");
+            let taken = engine.create(&spec(0, &policy));
+            assert!(matches!(taken, Err(NetError::BlockTaken(_))), "call {n}");
+            engine.discard(warm).unwrap();
+            assert_eq!(&kernel.state(), before, "call {n}");
+        },
+    );
+}
+
+#[test]
+fn a_claimed_slot_is_what_a_made_one_is() {
+    let policy = policy(&["192.168.1.10:5432"]);
+    let claim = |engine: &Engine| {
+        let warm = engine.prepare(&spec(0, &policy).warm()).unwrap();
+        engine.claim(warm, "agents-1", &policy)
+    };
+    let made = {
+        let kernel = Arc::new(Fake::with_uplink());
+        std::mem::forget(open(&kernel).unwrap().create(&spec(0, &policy)).unwrap());
+        kernel.state()
+    };
+    let kernel = Arc::new(Fake::with_uplink());
+    let engine = open(&kernel).unwrap();
+    let warm = engine.prepare(&spec(0, &policy).warm()).unwrap();
+    kernel.refuse([]);
+    std::mem::forget(engine.claim(warm, "agents-1", &policy).unwrap());
+    let calls = kernel.calls();
+    let claimed = kernel.state();
+    assert_eq!((&claimed.links, &claimed.slots, &claimed.tables), (&made.links, &made.slots, &made.tables));
+    for n in 1..=calls {
+        let kernel = Arc::new(Fake::with_uplink());
+        let engine = open(&kernel).unwrap();
+        let empty = kernel.state();
+        let warm = engine.prepare(&spec(0, &policy).warm()).unwrap();
+        kernel.refuse([n]);
+        let failed = engine.claim(warm, "agents-1", &policy);
+        kernel.refuse([]);
+        assert!(failed.is_err(), "call {n}");
+        assert_eq!(kernel.state(), empty, "call {n}");
+        assert!(claim(&engine).map(std::mem::forget).is_ok(), "call {n}: the block is free");
+    }
+}
+
+#[test]
 fn what_removal_leaves_is_named_kept_from_others_and_reclaimed() {
     let policy = policy(&["192.168.1.10:5432"]);
     let pristine = Arc::new(Fake::with_uplink());

@@ -42,7 +42,7 @@ pub use kernel::packet::{PacketSocket, Passed};
 pub use limits::Limits;
 pub use netlink::conntrack::LiveFlow;
 pub use scope::{Scope, ScopeError};
-pub use slot::{Slot, SlotSpec};
+pub use slot::{Slot, SlotSpec, WarmSlot, WarmSpec};
 pub use wires::Wires;
 
 /// Entering a network namespace on a thread that is thrown away afterwards.

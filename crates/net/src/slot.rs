@@ -1,36 +1,39 @@
 //! One slot: made step by step, undone in reverse by the same code that takes it away.
 //!
 //! ```text
-//!  admit → namespace → tap → veth → refusals → policy → judge → attach → shape → inside → outside
-//!    └ rules before links                        └ judged before anything is up
+//!  admit → namespace → tap → veth → refusals → attach → shape → inside → outside │ policy → judge
+//!    └ rules before links                        └ nothing passes: no row in the judge  └ claimed
 //! ```
+//!
+//! Up to the bar a slot is *warm*: whole, but for a tenant. Without a row in the judge's map every
+//! packet is dropped.
 //!
 //! Owns: the order of steps and of their undoing. Refuses: which blocks are free, host-wide state
 //! (`engine`).
 
 mod adopt;
+mod warm;
+
+pub(crate) use warm::Made;
+pub use warm::{WarmSlot, WarmSpec};
 
 use std::fmt;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
-
 use crate::error::{NetError, Step, StepError};
 use crate::host_table;
 use crate::judge::{PolicyId, SlotEntry, Terms};
-use crate::kernel::{Answer, Kernel, Netns, Place, Program, TapSpec};
+use crate::kernel::{Answer, Kernel, Netns, Place};
 use crate::limits::Limits;
-use crate::netlink::route::{Change, LinkSettings, Veth};
-use crate::netlink::shape::Shape;
+use crate::netlink::route::Change;
 use crate::nft::Table;
 use crate::plan::Block;
 use crate::policies::Policies;
 use crate::policy::CompiledPolicy;
 use crate::scope::Scope;
-use crate::slot_table::{self, PEER, TAP};
+use crate::slot_table::TAP;
 
 /// How long a namespace may take to go. Measured 1 ms, 20 ms when many go at once.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -145,80 +148,15 @@ pub(crate) fn at<T>(step: Step, answer: Answer<T>) -> Result<T, StepError> {
 
 impl Builder<'_> {
     /// Makes a slot, or nothing.
-    pub(crate) fn create(&self, spec: &SlotSpec<'_>) -> Result<Slot, (StepError, Option<Box<Unfinished>>)> {
-        let mut parts = Parts::default();
-        let (netns, entry) = match self.build(spec, &mut parts) {
-            Ok(made) => made,
-            Err(error) => return Err((error, self.take_away(spec.block, parts).err())),
-        };
-        Ok(self.slot(spec.block, netns, &entry))
+    pub(crate) fn create(&self, spec: &SlotSpec<'_>) -> Made<Slot> {
+        let warm = self.prepare(&spec.warm(), self.scope.alias(spec.vm_name))?;
+        self.occupy(warm, spec.policy, None)
     }
 
     fn slot(&self, block: Block, netns: Netns, entry: &SlotEntry) -> Slot {
         let kernel = Arc::clone(self.kernel);
         let terms = Terms { shaped: entry.shaped, fragments_from: entry.fragments_from };
         Slot { block, netns, kernel, policy: Mutex::new(entry.policy), terms }
-    }
-
-    fn build(&self, spec: &SlotSpec<'_>, parts: &mut Parts) -> Result<(Netns, SlotEntry), StepError> {
-        let kernel = &**self.kernel;
-        let block = spec.block;
-        let admit = host_table::admit(self.table, block, &spec.limits);
-        at(Step::Admit, kernel.apply(Place::Host, &admit))?;
-        parts.admitted = true;
-
-        let mut netns = at(Step::Namespace, kernel.new_netns())?;
-        match self.furnish(spec, parts, &mut netns) {
-            Ok(entry) => Ok((netns, entry)),
-            Err(error) => {
-                parts.netns = Some(netns);
-                Err(error)
-            }
-        }
-    }
-
-    fn furnish(
-        &self,
-        spec: &SlotSpec<'_>,
-        parts: &mut Parts,
-        netns: &mut Netns,
-    ) -> Result<SlotEntry, StepError> {
-        let kernel = &**self.kernel;
-        let block = spec.block;
-        at(Step::Tap, kernel.create_tap(netns, &tap(spec)))?;
-        at(Step::Veth, kernel.create_veth(netns, &veth(spec, self.scope)))?;
-        parts.veth = true;
-
-        let refusals = slot_table::render();
-        at(Step::Refusals, kernel.apply(Place::Inside(netns), &refusals))?;
-        let policy = self.lock().acquire(kernel, spec.policy);
-        let policy = at(Step::Policy, policy)?;
-        parts.policy = Some(policy);
-        // What the last tenant left half sent must not become part of what this one sends.
-        let fragments_from = at(Step::Judge, kernel.fragments_gone_by())?;
-        let terms = Terms { shaped: spec.limits.mbit_up.is_some(), fragments_from };
-        let entry = SlotEntry::new(block, policy, terms);
-        at(Step::Judge, kernel.set_slot(block.id(), &entry))?;
-        parts.judged = true;
-
-        for (index, program) in
-            [(block.tap_ifindex(), Program::FromGuest), (block.peer_ifindex(), Program::ToGuest)]
-        {
-            let clsact = Change::Clsact(index);
-            at(Step::Attach, kernel.change(Place::Inside(netns), &clsact))?;
-            at(Step::Attach, kernel.attach(netns, index, program))?;
-        }
-        for change in shapes(spec) {
-            at(Step::Shape, kernel.change(Place::Inside(netns), &change))?;
-        }
-        for change in inside(block) {
-            at(Step::Inside, kernel.change(Place::Inside(netns), &change))?;
-        }
-        for change in outside(block, self.scope.alias(spec.vm_name)) {
-            at(Step::Outside, kernel.change(Place::Host, &change))?;
-        }
-        kernel.seal(netns);
-        Ok(entry)
     }
 
     /// Takes away what there is, in the order that cuts the guest off first. Goes on after an
@@ -279,80 +217,4 @@ fn absent_is_fine(answer: Answer<()>) -> Answer<()> {
         Err(e) if e.is_absent() => Ok(()),
         other => other,
     }
-}
-
-fn tap(spec: &SlotSpec<'_>) -> TapSpec {
-    TapSpec {
-        name: TAP,
-        index: spec.block.tap_ifindex(),
-        mac: spec.block.host_mac(),
-        mtu: spec.mtu,
-        owner: spec.tap_owner,
-    }
-}
-
-fn veth(spec: &SlotSpec<'_>, scope: Scope) -> Veth {
-    Veth {
-        name: spec.block.host_veth().as_str().to_owned(),
-        index: spec.block.host_ifindex(),
-        // The same as the tap's: what the guest addresses to its gateway arrives unchanged.
-        mac: spec.block.host_mac(),
-        group: scope.group(),
-        mtu: spec.mtu,
-        peer_name: PEER,
-        peer_index: spec.block.peer_ifindex(),
-    }
-}
-
-/// Where a direction has a limit, a token bucket where its packets leave the namespace: by the tap
-/// to the guest, by the veth's end from it. Without one there is no queue and the judge takes the
-/// short way.
-fn shapes(spec: &SlotSpec<'_>) -> impl Iterator<Item = Change> {
-    let Limits { mbit_up, mbit_down, .. } = spec.limits;
-    let mtu = spec.mtu;
-    let on = move |index, mbit: Option<u32>| mbit.map(|mbit| Change::Shape(index, Shape::new(mbit, mtu)));
-    [on(spec.block.tap_ifindex(), mbit_down), on(spec.block.peer_ifindex(), mbit_up)].into_iter().flatten()
-}
-
-/// The interfaces that [`shapes`] leaves alone.
-fn unshaped(spec: &SlotSpec<'_>) -> impl Iterator<Item = u32> {
-    let Limits { mbit_up, mbit_down, .. } = spec.limits;
-    let off = |index, mbit: Option<u32>| mbit.is_none().then_some(index);
-    [off(spec.block.tap_ifindex(), mbit_down), off(spec.block.peer_ifindex(), mbit_up)].into_iter().flatten()
-}
-
-/// Inside: nothing is routed (a new namespace inherits the host's `ip_forward`), no IPv6 address,
-/// and a gateway that knows its guest.
-fn inside(block: Block) -> [Change; 7] {
-    let closed = LinkSettings { forwarding: Some(false), no_ipv6_address: true, ..LinkSettings::default() };
-    let (tap, peer) = (block.tap_ifindex(), block.peer_ifindex());
-    let gateway = Ipv4Net::new_assert(block.gateway(), block.net().prefix_len());
-    [
-        Change::Settings(tap, closed.clone()),
-        Change::Settings(peer, closed),
-        Change::Address(tap, gateway),
-        Change::Neighbour(tap, block.guest(), block.guest_mac()),
-        Change::Up(slot_table::LOOPBACK),
-        Change::Up(peer),
-        Change::Up(tap),
-    ]
-}
-
-/// On the host: forwarding on this interface alone, no address at all, one route, one neighbour.
-fn outside(block: Block, alias: String) -> [Change; 4] {
-    let index = block.host_ifindex();
-    let guest: Ipv4Addr = block.guest();
-    let settings = LinkSettings {
-        alias: Some(alias),
-        forwarding: Some(true),
-        strict_source: true,
-        no_ipv6_address: true,
-        ..LinkSettings::default()
-    };
-    [
-        Change::Settings(index, settings),
-        Change::Up(index),
-        Change::Neighbour(index, guest, block.guest_mac()),
-        Change::HostRoute(index, guest),
-    ]
 }

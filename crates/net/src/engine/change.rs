@@ -38,7 +38,7 @@ impl Engine {
         let mut changes = changes.to_vec();
         changes.sort_by_key(|(slot, _)| slot.block());
         let opened_before = self.policies().opened().next().is_some();
-        let mut switches = self.prepare(&changes)?;
+        let mut switches = self.switches(&changes)?;
         let mut done = 0;
         if let Err(error) = self.switch(&switches, &mut done) {
             self.switch_back(&mut switches, done);
@@ -61,7 +61,7 @@ impl Engine {
     }
 
     /// Puts the rows of every new policy in. Nothing is in force yet.
-    fn prepare<'a>(&self, changes: &[(&'a Slot, &CompiledPolicy)]) -> Result<Vec<Switch<'a>>, NetError> {
+    fn switches<'a>(&self, changes: &[(&'a Slot, &CompiledPolicy)]) -> Result<Vec<Switch<'a>>, NetError> {
         let mut switches: Vec<Switch<'a>> = Vec::with_capacity(changes.len());
         for (slot, policy) in changes {
             let current = slot.policy();

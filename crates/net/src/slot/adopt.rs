@@ -5,7 +5,8 @@
 
 use std::os::fd::OwnedFd;
 
-use super::{Builder, Parts, Slot, SlotSpec, Unfinished, absent_is_fine, at, shapes, unshaped};
+use super::warm::{shapes, unshaped};
+use super::{Builder, Made, Parts, Slot, SlotSpec, Unfinished, absent_is_fine, at};
 use crate::error::{Step, StepError};
 use crate::judge::{SlotEntry, Terms};
 use crate::kernel::{Netns, Place, Program};
@@ -18,7 +19,7 @@ impl Builder<'_> {
         &self,
         spec: &SlotSpec<'_>,
         netns: OwnedFd,
-    ) -> Result<Slot, (StepError, Option<Box<Unfinished>>)> {
+    ) -> Made<Slot> {
         let mut parts = survivor();
         let opened = at(Step::Namespace, self.kernel.enter_netns(netns));
         let failed = match opened {
@@ -46,10 +47,10 @@ impl Builder<'_> {
         let policy = at(Step::Policy, self.lock().acquire(kernel, spec.policy))?;
         parts.policy = Some(policy);
         // The rates may have changed meanwhile. Before the judge that sends packets this way.
-        for change in shapes(spec) {
+        for change in shapes(&spec.warm()) {
             at(Step::Shape, kernel.change(Place::Inside(netns), &change))?;
         }
-        for index in unshaped(spec) {
+        for index in unshaped(&spec.warm()) {
             let removed = kernel.change(Place::Inside(netns), &Change::Unshape(index));
             at(Step::Shape, absent_is_fine(removed))?;
         }

@@ -1,0 +1,95 @@
+//! Slots that are made before anybody wants one.
+//!
+//! Owns: that a block is taken from the first step on, also while its slot is nobody's. Refuses: how
+//! many are kept, and for whom (the daemon).
+
+use std::collections::btree_map::Entry;
+
+use super::{Engine, MTU};
+use crate::error::{NetError, Step};
+use crate::policy::CompiledPolicy;
+use crate::slot::{Made, Slot, WarmSlot, WarmSpec};
+
+/// The alias of a slot's interface while it is nobody's.
+const NOBODY: &str = "(warm)";
+
+impl Engine {
+    /// Makes a slot for whoever will claim it: as [`Engine::create`], but for policy and VM. Every
+    /// packet of it is dropped.
+    ///
+    /// # Errors
+    /// [`NetError::ForeignBlock`], [`NetError::BlockTaken`], [`NetError::Mtu`], [`NetError::Limit`], or
+    /// [`NetError::Prepare`] with the step that failed; then everything done before is undone.
+    pub fn prepare(&self, spec: &WarmSpec) -> Result<WarmSlot, NetError> {
+        self.take(spec)?;
+        let block = spec.block;
+        match self.make(|| self.builder().prepare(spec, self.scope.alias(NOBODY)))? {
+            Ok(warm) => {
+                self.lock().busy.remove(&block);
+                Ok(warm)
+            }
+            Err((source, unfinished)) => {
+                let left = self.free(block, unfinished);
+                Err(NetError::Prepare { block, source, left })
+            }
+        }
+    }
+
+    /// Gives a warm slot to a VM, in a handful of calls: from the last on its packets are judged by
+    /// `policy`.
+    ///
+    /// # Errors
+    /// [`NetError::Create`] with the step that failed; the slot is taken away then.
+    pub fn claim(&self, warm: WarmSlot, vm_name: &str, policy: &CompiledPolicy) -> Result<Slot, NetError> {
+        let block = warm.spec().block;
+        self.lock().busy.insert(block);
+        match self.builder().occupy(warm, policy, Some(self.scope.alias(vm_name))) {
+            Ok(slot) => self.complete(slot),
+            Err((source, unfinished)) => {
+                let left = self.free(block, unfinished);
+                Err(NetError::Create { vm_name: vm_name.to_owned(), block, source, left })
+            }
+        }
+    }
+
+    /// Takes a warm slot away that nobody wants.
+    ///
+    /// # Errors
+    /// As [`Engine::remove`].
+    pub fn discard(&self, warm: WarmSlot) -> Result<(), NetError> {
+        self.take_away(warm.spec().block, warm.into_parts())
+    }
+
+    /// Takes the block of a slot that is about to be made.
+    pub(super) fn take(&self, spec: &WarmSpec) -> Result<(), NetError> {
+        let block = spec.block;
+        if !self.ranges.iter().any(|range| range.contains(block)) {
+            return Err(NetError::ForeignBlock(block));
+        }
+        if !MTU.contains(&spec.mtu) {
+            return Err(NetError::Mtu(spec.mtu));
+        }
+        if let Some((key, number)) = spec.limits.mistake() {
+            return Err(NetError::Limit(key, number));
+        }
+        let mut state = self.lock();
+        match state.sets.slots.entry(block) {
+            Entry::Occupied(_) => return Err(NetError::BlockTaken(block)),
+            Entry::Vacant(free) => free.insert(spec.limits),
+        };
+        state.busy.insert(block);
+        Ok(())
+    }
+
+    /// Makes something, also where somebody flushed the host's table just now: it is put back, as the
+    /// monitor is about to.
+    pub(super) fn make<T>(&self, make: impl Fn() -> Made<T>) -> Result<Made<T>, NetError> {
+        match make() {
+            Err((e, None)) if e.step == Step::Admit && e.source.is_absent() => {
+                self.refresh()?;
+                Ok(make())
+            }
+            made => Ok(made),
+        }
+    }
+}

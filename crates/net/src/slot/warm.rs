@@ -1,0 +1,254 @@
+//! A slot without a tenant: made ahead of time, claimed in microseconds.
+//!
+//! Owns: what of a slot depends on its block and its limits alone, and the two steps that give it to
+//! a VM. Refuses: how many are kept ready, and when they are made (the daemon).
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::{Builder, Parts, Slot, SlotSpec, Unfinished, at};
+use crate::error::{Step, StepError};
+use crate::host_table;
+use crate::judge::{SlotEntry, Terms};
+use crate::kernel::{Netns, Place, Program, TapSpec};
+use crate::limits::Limits;
+use crate::netlink::route::{Change, LinkSettings, Veth};
+use crate::netlink::shape::Shape;
+use crate::plan::Block;
+use crate::policy::CompiledPolicy;
+use crate::scope::Scope;
+use crate::slot_table::{self, PEER, TAP};
+
+/// What a slot is, whoever it will be for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WarmSpec {
+    /// Its addresses, and with them every number and name.
+    pub block: Block,
+    /// Bytes, 576 to 65535; 1500 unless the uplink's is smaller.
+    pub mtu: u32,
+    /// User and group that may open the tap: the VMM's.
+    pub tap_owner: (u32, u32),
+    /// What it may use of what all slots share.
+    pub limits: Limits,
+}
+
+impl SlotSpec<'_> {
+    /// What of it does not depend on the VM.
+    #[must_use]
+    pub fn warm(&self) -> WarmSpec {
+        WarmSpec { block: self.block, mtu: self.mtu, tap_owner: self.tap_owner, limits: self.limits }
+    }
+}
+
+/// A whole slot that is nobody's: the judge has no row for it and drops every packet. Dropping it
+/// leaves the host's rows behind: [`crate::Engine::discard`] is the way.
+pub struct WarmSlot {
+    spec: WarmSpec,
+    netns: Netns,
+}
+
+impl fmt::Debug for WarmSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WarmSlot").field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+impl WarmSlot {
+    /// What it was made as.
+    #[must_use]
+    pub fn spec(&self) -> WarmSpec {
+        self.spec
+    }
+
+    pub(crate) fn into_parts(self) -> Parts {
+        // Nobody has used it: there are no flows to forget.
+        Parts { admitted: true, netns: Some(self.netns), veth: true, flows: false, policy: None, judged: false }
+    }
+}
+
+/// A thing, or the step that failed and what could not be undone.
+pub(crate) type Made<T> = Result<T, (StepError, Option<Box<Unfinished>>)>;
+
+impl Builder<'_> {
+    /// Makes a slot that is nobody's, or nothing.
+    pub(crate) fn prepare(&self, spec: &WarmSpec, alias: String) -> Made<WarmSlot> {
+        let mut parts = Parts::default();
+        match self.build(spec, alias, &mut parts) {
+            Ok(netns) => Ok(WarmSlot { spec: *spec, netns }),
+            Err(error) => Err((error, self.take_away(spec.block, parts).err())),
+        }
+    }
+
+    /// Gives a slot to a VM: from the last call on, its packets are judged by `policy`. Where that
+    /// fails, the slot is taken away.
+    pub(crate) fn occupy(
+        &self,
+        warm: WarmSlot,
+        policy: &CompiledPolicy,
+        alias: Option<String>,
+    ) -> Made<Slot> {
+        let spec = warm.spec;
+        let mut parts = warm.into_parts();
+        match (self.seat(&spec, policy, alias, &mut parts), parts.netns.take()) {
+            (Ok(entry), Some(netns)) => Ok(self.slot(spec.block, netns, &entry)),
+            (Ok(_), None) => unreachable!("a warm slot has its namespace"),
+            (Err(error), netns) => {
+                parts.netns = netns;
+                Err((error, self.take_away(spec.block, parts).err()))
+            }
+        }
+    }
+
+    fn seat(
+        &self,
+        spec: &WarmSpec,
+        policy: &CompiledPolicy,
+        alias: Option<String>,
+        parts: &mut Parts,
+    ) -> Result<SlotEntry, StepError> {
+        let kernel = &**self.kernel;
+        let block = spec.block;
+        let policy = at(Step::Policy, self.lock().acquire(kernel, policy))?;
+        parts.policy = Some(policy);
+        if alias.is_some() {
+            let named = LinkSettings { alias, ..LinkSettings::default() };
+            at(Step::Outside, kernel.change(Place::Host, &Change::Settings(block.host_ifindex(), named)))?;
+        }
+        // What the last tenant left half sent must not become part of what this one sends.
+        let fragments_from = at(Step::Judge, kernel.fragments_gone_by())?;
+        let terms = Terms { shaped: spec.limits.mbit_up.is_some(), fragments_from };
+        let entry = SlotEntry::new(block, policy, terms);
+        at(Step::Judge, kernel.set_slot(block.id(), &entry))?;
+        parts.judged = true;
+        Ok(entry)
+    }
+
+    fn build(&self, spec: &WarmSpec, alias: String, parts: &mut Parts) -> Result<Netns, StepError> {
+        let kernel = &**self.kernel;
+        let admit = host_table::admit(self.table, spec.block, &spec.limits);
+        at(Step::Admit, kernel.apply(Place::Host, &admit))?;
+        parts.admitted = true;
+
+        let mut netns = at(Step::Namespace, kernel.new_netns())?;
+        match self.furnish(spec, alias, parts, &mut netns) {
+            Ok(()) => Ok(netns),
+            Err(error) => {
+                parts.netns = Some(netns);
+                Err(error)
+            }
+        }
+    }
+
+    fn furnish(
+        &self,
+        spec: &WarmSpec,
+        alias: String,
+        parts: &mut Parts,
+        netns: &mut Netns,
+    ) -> Result<(), StepError> {
+        let kernel = &**self.kernel;
+        let block = spec.block;
+        at(Step::Tap, kernel.create_tap(netns, &tap(spec)))?;
+        at(Step::Veth, kernel.create_veth(netns, &veth(spec, self.scope)))?;
+        parts.veth = true;
+
+        let refusals = slot_table::render();
+        at(Step::Refusals, kernel.apply(Place::Inside(netns), &refusals))?;
+        for (index, program) in
+            [(block.tap_ifindex(), Program::FromGuest), (block.peer_ifindex(), Program::ToGuest)]
+        {
+            let clsact = Change::Clsact(index);
+            at(Step::Attach, kernel.change(Place::Inside(netns), &clsact))?;
+            at(Step::Attach, kernel.attach(netns, index, program))?;
+        }
+        for change in shapes(spec) {
+            at(Step::Shape, kernel.change(Place::Inside(netns), &change))?;
+        }
+        for change in inside(block) {
+            at(Step::Inside, kernel.change(Place::Inside(netns), &change))?;
+        }
+        for change in outside(block, alias) {
+            at(Step::Outside, kernel.change(Place::Host, &change))?;
+        }
+        kernel.seal(netns);
+        Ok(())
+    }
+}
+
+fn tap(spec: &WarmSpec) -> TapSpec {
+    TapSpec {
+        name: TAP,
+        index: spec.block.tap_ifindex(),
+        mac: spec.block.host_mac(),
+        mtu: spec.mtu,
+        owner: spec.tap_owner,
+    }
+}
+
+fn veth(spec: &WarmSpec, scope: Scope) -> Veth {
+    Veth {
+        name: spec.block.host_veth().as_str().to_owned(),
+        index: spec.block.host_ifindex(),
+        // The same as the tap's: what the guest addresses to its gateway arrives unchanged.
+        mac: spec.block.host_mac(),
+        group: scope.group(),
+        mtu: spec.mtu,
+        peer_name: PEER,
+        peer_index: spec.block.peer_ifindex(),
+    }
+}
+
+/// Where a direction has a limit, a token bucket where its packets leave the namespace: by the tap
+/// to the guest, by the veth's end from it. Without one there is no queue and the judge takes the
+/// short way.
+pub(super) fn shapes(spec: &WarmSpec) -> impl Iterator<Item = Change> {
+    let Limits { mbit_up, mbit_down, .. } = spec.limits;
+    let mtu = spec.mtu;
+    let on = move |index, mbit: Option<u32>| mbit.map(|mbit| Change::Shape(index, Shape::new(mbit, mtu)));
+    [on(spec.block.tap_ifindex(), mbit_down), on(spec.block.peer_ifindex(), mbit_up)].into_iter().flatten()
+}
+
+/// The interfaces that [`shapes`] leaves alone.
+pub(super) fn unshaped(spec: &WarmSpec) -> impl Iterator<Item = u32> {
+    let Limits { mbit_up, mbit_down, .. } = spec.limits;
+    let off = |index, mbit: Option<u32>| mbit.is_none().then_some(index);
+    [off(spec.block.tap_ifindex(), mbit_down), off(spec.block.peer_ifindex(), mbit_up)].into_iter().flatten()
+}
+
+/// Inside: nothing is routed (a new namespace inherits the host's `ip_forward`), no IPv6 address,
+/// and a gateway that knows its guest.
+fn inside(block: Block) -> [Change; 7] {
+    let closed = LinkSettings { forwarding: Some(false), no_ipv6_address: true, ..LinkSettings::default() };
+    let (tap, peer) = (block.tap_ifindex(), block.peer_ifindex());
+    let gateway = Ipv4Net::new_assert(block.gateway(), block.net().prefix_len());
+    [
+        Change::Settings(tap, closed.clone()),
+        Change::Settings(peer, closed),
+        Change::Address(tap, gateway),
+        Change::Neighbour(tap, block.guest(), block.guest_mac()),
+        Change::Up(slot_table::LOOPBACK),
+        Change::Up(peer),
+        Change::Up(tap),
+    ]
+}
+
+/// On the host: forwarding on this interface alone, no address at all, one route, one neighbour.
+fn outside(block: Block, alias: String) -> [Change; 4] {
+    let index = block.host_ifindex();
+    let guest: Ipv4Addr = block.guest();
+    let settings = LinkSettings {
+        alias: Some(alias),
+        forwarding: Some(true),
+        strict_source: true,
+        no_ipv6_address: true,
+        ..LinkSettings::default()
+    };
+    [
+        Change::Settings(index, settings),
+        Change::Up(index),
+        Change::Neighbour(index, guest, block.guest_mac()),
+        Change::HostRoute(index, guest),
+    ]
+}
