@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use enisle_net::plan::Range;
 use enisle_net::policy::{PolicySpec, compile};
-use enisle_net::{Engine, EngineConfig, Limits, Slot, SlotSpec};
+use enisle_net::{Engine, EngineConfig, Limits, Slot, SlotSpec, WarmSpec};
 use enisle_testkit::World;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -35,6 +35,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         create.push(start.elapsed());
     }
     print("create", create)?;
+    let mut claim = Vec::with_capacity(count);
+    for block in range.blocks().skip(count).take(count.min(256)) {
+        let spec = WarmSpec { block, mtu: 1500, tap_owner: (0, 0), limits: Limits::default() };
+        let warm = engine.prepare(&spec)?;
+        let start = Instant::now();
+        let slot = engine.claim(warm, "agents-1", &policy)?;
+        claim.push(start.elapsed());
+        engine.remove(slot)?;
+    }
+    print("claim", claim)?;
 
     let other = compile(&PolicySpec { drop: vec!["8.8.8.0/24".parse()?], allow: Vec::new() })?;
     let mut switch = Vec::with_capacity(count);
