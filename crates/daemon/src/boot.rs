@@ -19,7 +19,7 @@ use crate::options::{ExitCode, LogFormat, UpOptions, VmsPolicy};
 use crate::parts::names::NameServers;
 use crate::parts::network::{Network, NetworkError};
 use crate::parts::real::RealParts;
-use crate::parts::{PartError, watch};
+use crate::parts::{PartError, warm_up, watch};
 use crate::shutdown;
 use crate::signals::{self, Wishes};
 use crate::store::{Store, StoreError, VmRow};
@@ -74,6 +74,9 @@ pub(crate) enum BootError {
     /// The kernel's notifications.
     #[error("cannot follow the host's network")]
     Watch(#[source] io::Error),
+    /// The thread that makes slots ahead of time.
+    #[error("cannot keep slots ready; `warm_slots: 0` does without")]
+    Warm(#[source] io::Error),
     /// A policy that the configuration let pass.
     #[error("group {group}: its policy does not compile")]
     Policy {
@@ -221,8 +224,10 @@ async fn up(config: &Config, vms: VmsPolicy, faults: FaultPlan) -> Result<ExitCo
         survivors: Mutex::new(living.into_iter().collect()),
     });
     let workshop = Workshop { parts, store: Arc::clone(&store), faults };
+    let of_groups = groups.clone();
     let registry = Arc::new(Registry::new(workshop, groups, dirs.clone(), wishes.stop.clone()));
     adopt(&registry, rows).await;
+    warm_up::keep(Arc::clone(&network), Arc::clone(&store), of_groups).map_err(BootError::Warm)?;
     let app = App { registry: Arc::clone(&registry), version, stopping: wishes.stop.clone() };
     let close_api = CancellationToken::new();
     let api = tokio::spawn(http::serve(listener, http::router(Arc::new(app)), close_api.clone()));

@@ -269,6 +269,7 @@ fn resolve_group(group: &GroupKeys, image: &str, daemon_keys: &[SshKey], source:
             allow_at: places(&network.allow, source),
             dns: network.dns.as_ref()?.value.0.iter().map(|dns| dns.value.0).collect(),
             limits: limits_of(&network.limits.as_ref()?.value)?,
+            warm_slots: network.warm_slots.as_ref()?.value.0,
         },
     })
 }

@@ -18,6 +18,8 @@ pub(super) const MAX_GROUPS: usize = 1024;
 
 /// Most microVMs launched with the daemon: as many as the largest range holds.
 const MAX_COUNT: u32 = 1 << 22;
+/// Warm slots of a group. More would only be memory: a VM takes longer to boot than they to make.
+const MAX_WARM: u32 = 256;
 
 keys! {
     /// Configuration of an Enisle daemon.
@@ -95,6 +97,9 @@ keys! {
         default([]) dns: List<Address, 3>,
         /// The most that each microVM may use of what all share.
         default({}) limits: LimitKeys,
+        /// Network slots kept ready for the next microVMs. Each takes half a megabyte of the kernel's
+        /// memory.
+        default(2) warm_slots: Whole<0, MAX_WARM>,
     }
 }
 

@@ -109,6 +109,8 @@ pub struct Network {
     pub dns: Vec<Ipv4Addr>,
     /// What each VM may use of what all share.
     pub limits: Limits,
+    /// Slots that are kept ready for the next VMs.
+    pub warm_slots: u32,
 }
 
 /// A network that this host uses for something else.

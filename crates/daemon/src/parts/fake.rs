@@ -110,6 +110,8 @@ impl Parts for FakeParts {
         Box::pin(self.remove("slot", "remove slot", plan))
     }
 
+    fn freed(&self) {}
+
     fn view_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<SlotView, PartError>> {
         // There is no wire here.
         Box::pin(async { Err(PartError::NoSlot(plan.block())) })

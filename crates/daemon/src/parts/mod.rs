@@ -12,6 +12,7 @@ pub(crate) mod names;
 pub(crate) mod network;
 pub(crate) mod policy;
 pub(crate) mod real;
+pub(crate) mod warm_up;
 pub(crate) mod watch;
 
 use crate::fault::InjectedFault;
@@ -117,6 +118,8 @@ pub(crate) trait Parts: policy::PolicyParts + Send + Sync {
     /// Where everything between the guest and the world can be seen. It keeps the slot's namespace
     /// alive: to be dropped before the slot is removed.
     fn view_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<SlotView, PartError>>;
+    /// The block of a VM is free again.
+    fn freed(&self);
     /// The writable layer over the image.
     fn make_disk<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
     /// Takes it away.

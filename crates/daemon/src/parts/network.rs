@@ -4,13 +4,17 @@
 //! milliseconds.
 
 mod policy;
+mod warm;
 
+use self::warm::Warm;
 use super::names::Sockets;
 use super::{PartError, SlotView};
-use crate::vm::plan::{MTU, VmPlan};
+use crate::vm::plan::{MTU, VmPlan, slot_of};
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::CompiledPolicy;
-use enisle_net::{Engine, EngineConfig, Limits, NetError, Scope, ScopeError, Slot, SlotSpec, Wires};
+use enisle_net::{
+    Engine, EngineConfig, Limits, NetError, Scope, ScopeError, Slot, SlotSpec, WarmSpec, Wires,
+};
 use enisle_vmm::Nic;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,6 +37,7 @@ pub(crate) enum NetworkError {
 pub(crate) struct Network {
     engine: Engine,
     slots: Mutex<Slots>,
+    warm: Warm,
     /// Held while the host is followed: what follows last must not put back what was closed.
     closed: Mutex<bool>,
 }
@@ -59,7 +64,7 @@ impl Network {
         if links > 0 {
             tracing::debug!(links, "removed slots of VMs that do not live on");
         }
-        Ok(Self { engine, slots: Mutex::default(), closed: Mutex::default() })
+        Ok(Self { engine, slots: Mutex::default(), warm: Warm::default(), closed: Mutex::default() })
     }
 
     /// Removes what a killed run of this scope left; its processes must be dead. Returns how many
@@ -68,12 +73,17 @@ impl Network {
         Ok(enisle_net::reclaim(scope.parse()?)?)
     }
 
-    /// Makes a VM's slot.
+    /// Makes a VM's slot, or gives it one that was made ahead of time.
     pub(crate) fn make(&self, plan: &VmPlan) -> Result<(), PartError> {
         // Held until the slot can be found: a change of the group waits.
         let lists = plan.group.lists();
         let policy = plan.compile(&lists)?;
-        let slot = self.engine.create(&spec(plan, &policy)).map_err(net)?;
+        let (_wanted, ready) = self.warm.want(plan.block());
+        let slot = match ready {
+            Some(warm) => self.engine.claim(warm, plan.name(), &policy),
+            None => self.engine.create(&spec(plan, &policy)),
+        };
+        let slot = slot.map_err(net)?;
         self.slots().live.insert(plan.block(), slot);
         drop(lists);
         Ok(())
@@ -133,6 +143,21 @@ impl Network {
         })
     }
 
+    /// Blocks are free, or not any more: other slots may be the next to be wanted.
+    pub(crate) fn nudge(&self) {
+        self.warm.nudge();
+    }
+
+    /// Waits until slots may have to be made ahead of time; `false` when the network is closed.
+    pub(crate) fn due(&self) -> bool {
+        self.warm.due()
+    }
+
+    /// Makes these slots ahead of time, and takes away others that were.
+    pub(crate) fn fill(&self, specs: &[WarmSpec]) -> Result<(), NetworkError> {
+        Ok(self.warm.fill(&self.engine, specs)?)
+    }
+
     /// What a VMM needs of its slot: the queue of its tap, and the namespace to run in.
     pub(crate) fn nic(&self, block: Block) -> Result<(Nic, OwnedFd), PartError> {
         let slots = self.slots();
@@ -161,7 +186,9 @@ impl Network {
     /// Removes the host's table and puts forwarding back.
     pub(crate) fn close(&self) -> Result<(), NetworkError> {
         *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        Ok(self.engine.close()?)
+        let discarded = self.warm.close(&self.engine);
+        self.engine.close()?;
+        Ok(discarded?)
     }
 
     /// A panic elsewhere leaves a map that is whole: every change of it is one call.
@@ -171,15 +198,8 @@ impl Network {
 }
 
 fn spec<'a>(plan: &'a VmPlan, policy: &'a CompiledPolicy) -> SlotSpec<'a> {
-    let uid = plan.uid();
-    SlotSpec {
-        block: plan.block(),
-        vm_name: plan.name(),
-        mtu: u32::from(MTU),
-        policy,
-        tap_owner: (uid, uid),
-        limits: plan.group.config.network.limits,
-    }
+    let WarmSpec { block, mtu, tap_owner, limits } = slot_of(&plan.group, plan.block());
+    SlotSpec { block, vm_name: plan.name(), mtu, policy, tap_owner, limits }
 }
 
 fn net(error: NetError) -> PartError {

@@ -152,6 +152,10 @@ impl Parts for RealParts {
         })
     }
 
+    fn freed(&self) {
+        self.network.nudge();
+    }
+
     fn view_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<SlotView, PartError>> {
         let (network, block) = (Arc::clone(&self.network), plan.block());
         Box::pin(blocking("looking at a slot", move || network.view(block)))

@@ -93,7 +93,8 @@ impl Store {
         if find(&transaction, &name).map_err(sqlite)?.is_some() {
             return Err(StoreError::NameTaken { name });
         }
-        let Some(block) = free_block(&transaction, vm.range).map_err(sqlite)? else {
+        let free = free_blocks(&transaction, vm.range, 1).map_err(sqlite)?;
+        let Some(&block) = free.first() else {
             return Err(StoreError::RangeFull { group: vm.group.clone(), range: vm.range });
         };
         let row = VmRow {
@@ -151,6 +152,15 @@ impl Store {
     pub fn set_lists(&self, name: &str, lists: &PolicySpec) -> Result<(), StoreError> {
         let sql = "UPDATE vms SET own_drop = ?2, own_allow = ?3 WHERE name = ?1";
         self.update(name, sql, params![name, json_of(&lists.drop), json_of(&lists.allow)])
+    }
+
+    /// The blocks that the next VMs of this range get, lowest first, at most `most`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn free_blocks(&self, range: Range, most: usize) -> Result<Vec<Block>, StoreError> {
+        let free = free_blocks(&self.connection(), range, most);
+        free.map_err(|error| StoreError::sqlite(&self.path, error))
     }
 
     /// The VM is to go: [`Intent::Delete`]. Its name and block stay taken until
@@ -271,23 +281,28 @@ fn free_name(transaction: &Transaction<'_>, group: &str) -> rusqlite::Result<Str
     Ok(format!("{group}-{free}"))
 }
 
-/// The lowest block of the range that no VM has.
-fn free_block(transaction: &Transaction<'_>, range: Range) -> rusqlite::Result<Option<Block>> {
+/// The lowest blocks of the range that no VM has, at most `most`.
+fn free_blocks(connection: &Connection, range: Range, most: usize) -> rusqlite::Result<Vec<Block>> {
     let Some(first) = range.block(0).map(number_of) else {
-        return Ok(None);
+        return Ok(Vec::new());
     };
     let sql = "SELECT block FROM vms WHERE block >= ?1 AND block < ?2 ORDER BY block";
-    let mut statement = transaction.prepare_cached(sql)?;
+    let mut statement = connection.prepare_cached(sql)?;
     let after = u64::from(first) + u64::from(range.capacity());
-    let taken = statement.query_map(params![first, after.cast_signed()], |row| row.get::<_, u32>(0))?;
-    let mut free = 0;
-    for number in taken {
-        if number? != first + free {
+    let mut taken = statement.query_map(params![first, after.cast_signed()], |row| row.get::<_, u32>(0))?;
+    let mut free = Vec::new();
+    let mut next = taken.next().transpose()?;
+    for at in 0..range.capacity() {
+        if free.len() == most {
             break;
         }
-        free += 1;
+        if next == Some(first + at) {
+            next = taken.next().transpose()?;
+        } else {
+            free.extend(range.block(at));
+        }
     }
-    Ok(range.block(free))
+    Ok(free)
 }
 
 fn insert(transaction: &Transaction<'_>, vm: &VmRow, run: i64) -> rusqlite::Result<()> {

@@ -4,6 +4,7 @@
 
 use crate::config::Group;
 use crate::store::VmRow;
+use enisle_net::WarmSpec;
 use enisle_net::plan::Block;
 use enisle_net::policy::{self, CompileError, CompiledPolicy, PolicySpec};
 use std::path::{Path, PathBuf};
@@ -113,7 +114,7 @@ impl VmPlan {
 
     /// User and group id of the VM's processes.
     pub(crate) fn uid(&self) -> u32 {
-        FIRST_UID + (self.row.block.id() & UID_BITS)
+        uid_of(self.row.block)
     }
 
     pub(crate) fn disk(&self) -> PathBuf {
@@ -128,6 +129,16 @@ impl VmPlan {
     pub(crate) fn boot_socket(&self) -> PathBuf {
         self.run_dir.join(format!("vsock.sock_{}", enisle_guest_proto::BOOT_PORT))
     }
+}
+
+fn uid_of(block: Block) -> u32 {
+    FIRST_UID + (block.id() & UID_BITS)
+}
+
+/// The slot of whichever VM of a group gets this block.
+pub(crate) fn slot_of(group: &GroupPlan, block: Block) -> WarmSpec {
+    let uid = uid_of(block);
+    WarmSpec { block, mtu: u32::from(MTU), tap_owner: (uid, uid), limits: group.config.network.limits }
 }
 
 /// Places in the state directory.

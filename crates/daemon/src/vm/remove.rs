@@ -53,6 +53,7 @@ pub(crate) async fn forget(workshop: &Workshop, plan: &Arc<VmPlan>) -> Result<()
     left.note(workshop.parts.remove_home(plan).await);
     if left.0.is_empty() {
         left.note(workshop.store.remove(plan.name()).map_err(PartError::from));
+        workshop.parts.freed();
     }
     left.into_result()
 }

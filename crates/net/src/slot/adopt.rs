@@ -15,11 +15,7 @@ use crate::plan::Block;
 
 impl Builder<'_> {
     /// Takes a slot over, or takes it away.
-    pub(crate) fn adopt(
-        &self,
-        spec: &SlotSpec<'_>,
-        netns: OwnedFd,
-    ) -> Made<Slot> {
+    pub(crate) fn adopt(&self, spec: &SlotSpec<'_>, netns: OwnedFd) -> Made<Slot> {
         let mut parts = survivor();
         let opened = at(Step::Namespace, self.kernel.enter_netns(netns));
         let failed = match opened {

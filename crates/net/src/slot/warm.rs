@@ -64,7 +64,14 @@ impl WarmSlot {
 
     pub(crate) fn into_parts(self) -> Parts {
         // Nobody has used it: there are no flows to forget.
-        Parts { admitted: true, netns: Some(self.netns), veth: true, flows: false, policy: None, judged: false }
+        Parts {
+            admitted: true,
+            netns: Some(self.netns),
+            veth: true,
+            flows: false,
+            policy: None,
+            judged: false,
+        }
     }
 }
 

@@ -1,0 +1,53 @@
+//! Keeps slots ready for the VMs that come next: on a thread of its own that gives way to everything.
+//!
+//! Owns: how many of each group, and on which blocks: the lowest free ones, which are what the store
+//! gives out. Refuses: the slots (`network::warm`).
+
+use super::network::Network;
+use crate::chain::Chain;
+use crate::store::Store;
+use crate::vm::plan::{GroupPlan, slot_of};
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+/// How much less than others the thread gets of a busy machine, in steps of nice(2).
+const MODESTY: i32 = 10;
+/// After slots could not be made.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Keeps the groups' warm slots until the network is closed.
+///
+/// # Errors
+/// When there can be no thread.
+pub(crate) fn keep(network: Arc<Network>, store: Arc<Store>, groups: Vec<Arc<GroupPlan>>) -> io::Result<()> {
+    if groups.iter().all(|group| group.config.network.warm_slots == 0) {
+        return Ok(());
+    }
+    thread::Builder::new().name("warm".to_owned()).spawn(move || run(&network, &store, &groups)).map(drop)
+}
+
+fn run(network: &Network, store: &Store, groups: &[Arc<GroupPlan>]) {
+    // Of this thread alone (setpriority(2), "C library/kernel differences"). Without it, it is only less modest.
+    let _ = rustix::process::setpriority_process(None, MODESTY);
+    network.nudge();
+    while network.due() {
+        if let Err(error) = fill(network, store, groups) {
+            tracing::warn!("no slots are made ahead of time for now: {error}");
+            thread::sleep(AGAIN);
+            network.nudge();
+        }
+    }
+}
+
+fn fill(network: &Network, store: &Store, groups: &[Arc<GroupPlan>]) -> Result<(), String> {
+    let mut specs = Vec::new();
+    for group in groups {
+        let config = &group.config.network;
+        let next = store.free_blocks(config.range, config.warm_slots as usize);
+        let next = next.map_err(|error| Chain(&error).to_string())?;
+        specs.extend(next.into_iter().map(|block| slot_of(group, block)));
+    }
+    network.fill(&specs).map_err(|error| Chain(&error).to_string())
+}
