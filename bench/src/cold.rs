@@ -1,5 +1,5 @@
-//! Lines 1 and 3: what a cold slot costs over the kernel's floor, and whether the thousandth costs
-//! more than the first.
+//! Lines 1, 3 and 4: what a cold slot costs over the kernel's floor, whether the thousandth costs
+//! more than the first, and what one costs that was made ahead of time.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::Effort;
 use crate::floor::Floor;
 use crate::isolated::Isolated;
 use crate::report::{Row, Target};
-use crate::statistics::{Pairs, median, ms};
+use crate::statistics::{Pairs, median, ms, percentile};
 
 /// Slots and bare triples in turn, in each round of line 1.
 const TURNS: usize = 100;
@@ -17,7 +17,7 @@ const TURNS: usize = 100;
 const SLOTS: usize = 1_000;
 const END: usize = 100;
 
-/// Measures those of lines 1 and 3 that are wanted.
+/// Measures those of lines 1, 3 and 4 that are wanted.
 ///
 /// # Errors
 /// If the engine or the kernel refuses something.
@@ -47,6 +47,14 @@ pub(crate) fn measure(effort: Effort, wanted: &dyn Fn(u8) -> bool) -> Result<Vec
         }
         rows.push(Row::ratio(3, "slots 901–1000 / slots 1–100, p50", Target::AtMost(1.3), &pairs, "ms"));
     }
+    if wanted(4) {
+        let mut pairs = Pairs::default();
+        for _ in 0..effort.rounds {
+            let (made, claimed) = claims(&ours, effort.of(TURNS))?;
+            pairs.push(percentile(&made, 99), percentile(&claimed, 99));
+        }
+        rows.push(Row::ratio(4, "cold / warm claim, p99", Target::AtLeast(100.0), &pairs, "ms"));
+    }
     ours.engine.close()?;
     Ok(rows)
 }
@@ -66,6 +74,22 @@ fn cold(ours: &Isolated, floor: &Floor, turns: usize) -> Result<(Vec<f64>, Vec<f
     ours.remove_all(slots)?;
     bare.into_iter().try_for_each(|triple| floor.remove(triple))?;
     Ok((slot_times, bare_times))
+}
+
+/// Times of slots that are made, and of slots that only have to be claimed, in turn.
+fn claims(ours: &Isolated, turns: usize) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (mut slots, mut cold, mut warm) = (Vec::new(), Vec::new(), Vec::new());
+    for i in 0..turns {
+        let ready = ours.prepare(turns + i)?;
+        let start = Instant::now();
+        slots.push(ours.create(i)?);
+        cold.push(ms(start.elapsed()));
+        let start = Instant::now();
+        slots.push(ours.claim(ready)?);
+        warm.push(ms(start.elapsed()));
+    }
+    ours.remove_all(slots)?;
+    Ok((cold, warm))
 }
 
 /// Times of the first hundred and the last hundred of a thousand.

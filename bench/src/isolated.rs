@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use anyhow::{Context as _, Result};
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::{CompiledPolicy, PolicySpec, compile};
-use enisle_net::{Engine, EngineConfig, Limits, Slot, SlotSpec};
+use enisle_net::{Engine, EngineConfig, Limits, Slot, SlotSpec, WarmSlot, WarmSpec};
 use enisle_testkit::World;
 
 /// Who takes slots away at the same time: more than the engine lets go at once.
@@ -49,6 +49,18 @@ impl Isolated {
         let block = self.block(i)?;
         let spec = SlotSpec { block, vm_name: "agents-1", mtu: 1500, policy, tap_owner: (0, 0), limits };
         Ok(self.engine.create(&spec)?)
+    }
+
+    /// A slot that is nobody's yet.
+    pub(crate) fn prepare(&self, i: usize) -> Result<WarmSlot> {
+        let spec =
+            WarmSpec { block: self.block(i)?, mtu: 1500, tap_owner: (0, 0), limits: Limits::default() };
+        Ok(self.engine.prepare(&spec)?)
+    }
+
+    /// It becomes a VM's.
+    pub(crate) fn claim(&self, warm: WarmSlot) -> Result<Slot> {
+        Ok(self.engine.claim(warm, "agents-1", &self.policy)?)
     }
 
     /// Slots `from` to `to`, less `to` itself.
