@@ -59,7 +59,7 @@ impl Engine {
 
     /// Writes the host's table and remembers what it looks like.
     pub(super) fn write_table(&self, state: &mut State) -> Answer<()> {
-        let batch = host_table::render(&self.table, &self.ranges, &state.sets);
+        let batch = host_table::render(self.scope, &self.ranges, &state.sets);
         self.write_and_remember(state, &batch)
     }
 
@@ -74,7 +74,7 @@ impl Engine {
             slots: held(host_table::SLOTS)?,
             opened: held(host_table::OPENED)?,
         };
-        match host_table::render_over(&self.table, &self.ranges, &state.sets, &earlier) {
+        match host_table::render_over(self.scope, &self.ranges, &state.sets, &earlier) {
             // The kernel may know better that the shape is another: sets are not compared here.
             Some(batch) => self.write_and_remember(state, &batch).or_else(|error| {
                 tracing::debug!(%error, "the earlier table cannot be written over; it is replaced");

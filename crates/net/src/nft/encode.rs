@@ -284,6 +284,11 @@ fn put_listed(m: &mut Message, expr: &Expr) {
             m.attr_be32(1, FIRST).attr_be32(2, u32::from(!equal));
             data(m, 3, value);
         }),
+        Expr::Within { inside, first, last } => listed(m, "range", |m| {
+            m.attr_be32(1, FIRST).attr_be32(2, u32::from(!inside));
+            data(m, 3, first);
+            data(m, 4, last);
+        }),
         Expr::Mask(mask) => put_mask(m, mask),
         Expr::Lookup { set, inverted } => listed(m, "lookup", |m| {
             m.attr_str(1, set).attr_be32(2, FIRST);
@@ -351,6 +356,8 @@ fn meta(key: Meta) -> u32 {
         Meta::OifName => 7,
         Meta::Nfproto => 15,
         Meta::L4proto => 16,
+        Meta::IifGroup => 21,
+        Meta::OifGroup => 22,
     }
 }
 

@@ -43,6 +43,8 @@ pub(crate) enum Meta {
     OifName,
     Nfproto,
     L4proto,
+    IifGroup,
+    OifGroup,
 }
 
 /// Header a payload expression counts from.
@@ -78,6 +80,12 @@ pub(crate) enum Expr {
     Compare {
         equal: bool,
         data: Vec<u8>,
+    },
+    /// Between two values, or not; most significant byte first.
+    Within {
+        inside: bool,
+        first: Vec<u8>,
+        last: Vec<u8>,
     },
     Mask(Vec<u8>),
     HostToNetwork {
@@ -197,17 +205,57 @@ impl Rule {
         self.with([Expr::Meta(key), Expr::HostToNetwork { width: 4 }, Expr::Lookup { set, inverted: false }])
     }
 
+    /// `iif first-last`
+    pub(crate) fn iif_between(self, first: u32, last: u32) -> Rule {
+        self.interface_between(Meta::Iif, true, first, last)
+    }
+
+    /// `oif != first-last`
+    pub(crate) fn oif_not_between(self, first: u32, last: u32) -> Rule {
+        self.interface_between(Meta::Oif, false, first, last)
+    }
+
+    fn interface_between(self, key: Meta, inside: bool, first: u32, last: u32) -> Rule {
+        let (first, last) = (first.to_be_bytes().to_vec(), last.to_be_bytes().to_vec());
+        self.with([Expr::Meta(key), Expr::HostToNetwork { width: 4 }, Expr::Within { inside, first, last }])
+    }
+
+    /// `iifgroup N`
+    pub(crate) fn iif_group(self, group: u32) -> Rule {
+        self.meta_is(Meta::IifGroup, &group.to_ne_bytes())
+    }
+
+    /// `iifgroup != N`
+    pub(crate) fn iif_not_group(self, group: u32) -> Rule {
+        let other = Expr::Compare { equal: false, data: group.to_ne_bytes().to_vec() };
+        self.with([Expr::Meta(Meta::IifGroup), other])
+    }
+
+    /// `oifgroup N`
+    pub(crate) fn oif_group(self, group: u32) -> Rule {
+        self.meta_is(Meta::OifGroup, &group.to_ne_bytes())
+    }
+
     /// `iif @set`, a set of single interface indexes.
     pub(crate) fn iif_in(self, set: &'static str) -> Rule {
         self.with([Expr::Meta(Meta::Iif), Expr::Lookup { set, inverted: false }])
     }
 
+    /// `iif . ip saddr @set`
+    pub(crate) fn iif_source_in(self, set: &'static str) -> Rule {
+        self.iif_source(set, false)
+    }
+
     /// `iif . ip saddr != @set`
     pub(crate) fn iif_source_not_in(self, set: &'static str) -> Rule {
+        self.iif_source(set, true)
+    }
+
+    fn iif_source(self, set: &'static str, inverted: bool) -> Rule {
         self.ipv4().with([
             Expr::Meta(Meta::Iif),
             Expr::Payload { header: Header::Network, offset: 12, len: 4, register: SECOND },
-            Expr::Lookup { set, inverted: true },
+            Expr::Lookup { set, inverted },
         ])
     }
 
@@ -275,6 +323,15 @@ impl Rule {
         self.any_bit(Expr::CtState, ct_state::NEW).with([
             Expr::CtStatus,
             Expr::Mask(CONFIRMED.to_ne_bytes().to_vec()),
+            equal(&[0; 4]),
+        ])
+    }
+
+    /// `ct state established ct status ! dnat`
+    pub(crate) fn ct_established_as_judged(self) -> Rule {
+        self.any_bit(Expr::CtState, ct_state::ESTABLISHED).with([
+            Expr::CtStatus,
+            Expr::Mask(CT_STATUS_DNAT.to_ne_bytes().to_vec()),
             equal(&[0; 4]),
         ])
     }
