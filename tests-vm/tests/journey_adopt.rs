@@ -6,7 +6,7 @@ use enisle_testkit::sniff::Sniffer;
 use enisle_testkit::world::{CANARY, ECHO, LAN, RESOLVER, SERVER};
 use enisle_tests_vm::{Daemon, Site, fails, ok};
 use std::fs;
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -248,4 +248,32 @@ fn a_daemon_killed_at_any_moment_of_its_start_loses_no_vm() {
     assert_eq!(daemon.sh(vm, &reach), "ping");
     assert!(daemon.stop().success());
     no_trace(&site, &before);
+}
+
+#[test]
+fn a_daemon_killed_at_any_moment_of_a_deletion_leaves_a_whole_vm_or_none() {
+    let _alone = alone();
+    let site = Site::new();
+    let before = traces(&site);
+    for after in [0, 20, 100, 400, 1200] {
+        let daemon = up(&site, &group(1), &[]);
+        running(&daemon, 1);
+        let mut deletes = site.enisle(&["vm", "delete", "agents-1"]);
+        let mut deletes = deletes.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(after));
+        daemon.kill();
+        deletes.wait().unwrap();
+        let daemon = up(&site, &group(0), &[]);
+        let vms = daemon.json(&["vm", "list"]);
+        match vms.as_array().unwrap().as_slice() {
+            [] => {}
+            [vm] => {
+                assert_eq!(vm["state"], "running", "{after} ms: {vm}");
+                assert_eq!(daemon.sh("agents-1", "echo whole"), "whole", "{after} ms");
+            }
+            more => panic!("{after} ms: {more:?}"),
+        }
+        assert!(daemon.stop().success(), "{after} ms");
+        no_trace(&site, &before);
+    }
 }
