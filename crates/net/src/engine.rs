@@ -161,7 +161,8 @@ impl Engine {
         })
     }
 
-    /// Makes a slot: judged and guarded before anything in it is up.
+    /// Makes a slot: guarded, and the judge on its interfaces, before anything in it is up. No packet
+    /// passes before the last step, which gives the judge the slot's row.
     ///
     /// # Errors
     /// [`NetError::ForeignBlock`], [`NetError::BlockTaken`], [`NetError::Mtu`], [`NetError::Limit`], or
