@@ -1,11 +1,12 @@
 //! How the daemon goes down.
 //!
-//! Owns: the order of the way down, and that it goes on past what fails: VMs, then the API, then
-//! the network engine, then files. Refuses: hurry before it is asked for twice.
+//! Owns: the order of the way down, and that it goes on past what fails: warm slots, then VMs, then
+//! the API, then the network engine, then files. Refuses: hurry before it is asked for twice.
 
 use crate::boot::Up;
 use crate::chain::Chain;
 use crate::options::ExitCode;
+use crate::parts::network::{Network, NetworkError};
 use crate::parts::remove_dir;
 use sd_notify::NotifyState;
 use std::sync::Arc;
@@ -39,7 +40,8 @@ pub(crate) async fn wait_and_leave(up: Up) -> ! {
 pub(crate) async fn wait_and_stop(up: Up) -> ExitCode {
     up.wishes.stop.cancelled().await;
     notify(&[NotifyState::Stopping]);
-    let mut clean = true;
+    // Blocks become free now, and nobody comes after these VMs.
+    let mut clean = on_network(&up.network, "take away slots made ahead of time", Network::cool_down).await;
     // The API answers meanwhile, so that `vm list` shows what is waited for; it makes no VM.
     for stuck in up.registry.stop_all(&up.wishes.hurry).await {
         tracing::error!("{}", Chain(&stuck));
@@ -50,18 +52,7 @@ pub(crate) async fn wait_and_stop(up: Up) -> ExitCode {
         tracing::error!("a defect: the API's task panicked");
         clean = false;
     }
-    let network = Arc::clone(&up.network);
-    match tokio::task::spawn_blocking(move || network.close()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            tracing::error!("cannot remove the network: {}", Chain(&error));
-            clean = false;
-        }
-        Err(_) => {
-            tracing::error!("a defect: removing the network panicked");
-            clean = false;
-        }
-    }
+    clean &= on_network(&up.network, "remove the network", Network::close).await;
     if clean {
         // What is stuck is kept, with its log; the next start tries again.
         for dir in [up.dirs.run(), up.dirs.vms()] {
@@ -84,4 +75,19 @@ pub(crate) async fn wait_and_stop(up: Up) -> ExitCode {
         tracing::error!("stopped; something is left, see above. The next start removes it");
         ExitCode::Failed
     }
+}
+
+/// Runs what blocks; whether it worked. Why it did not is in the log.
+async fn on_network(
+    network: &Arc<Network>,
+    what: &'static str,
+    work: impl FnOnce(&Network) -> Result<(), NetworkError> + Send + 'static,
+) -> bool {
+    let network = Arc::clone(network);
+    match tokio::task::spawn_blocking(move || work(&network)).await {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => tracing::error!("cannot {what}: {}", Chain(&error)),
+        Err(_) => tracing::error!("a defect: to {what} panicked"),
+    }
+    false
 }

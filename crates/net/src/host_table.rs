@@ -249,8 +249,10 @@ fn chains() -> impl Iterator<Item = Chain> {
 }
 
 /// Every rule costs each packet of the host that passes it, so those of a slot's flows leave first:
-/// the rules marked *short way* say nothing that those after them would not say. They go by the group
+/// the rules marked *short way* let nothing pass that those after them would not. They go by the group
 /// of the interface, which is one comparison; whoever changes that only sends packets the long way.
+/// A packet for the host itself takes it as far as `input`, and one that another table translates as
+/// far as `forward`; both end there.
 fn rules(group: u32, ranges: &[Range]) -> Vec<(&'static str, Rule)> {
     let r = Rule::new;
     let mut rules = vec![
@@ -301,7 +303,7 @@ fn rules(group: u32, ranges: &[Range]) -> Vec<(&'static str, Rule)> {
             "forward",
             r().iif_group(group).oif_not_between(FIRST_LINK, LAST_LINK).ct_established_as_judged().accept(),
         ),
-        ("forward", r().iif_not_group(group).oif_group(group).goto("to_slot")),
+        ("forward", r().iif_not_between(FIRST_LINK, LAST_LINK).oif_group(group).goto("to_slot")),
         ("forward", r().iif_within(LINKS).goto("from_slot")),
         ("forward", r().oif_within(LINKS).goto("to_slot")),
         // Another daemon's slot: its own table decides.

@@ -13,7 +13,7 @@ use crate::vm::plan::{MTU, VmPlan, slot_of};
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::CompiledPolicy;
 use enisle_net::{
-    Engine, EngineConfig, Limits, NetError, Scope, ScopeError, Slot, SlotSpec, WarmSpec, Wires,
+    Engine, EngineConfig, Limits, NetError, Scope, ScopeError, Slot, SlotSpec, WarmSlot, WarmSpec, Wires,
 };
 use enisle_vmm::Nic;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +37,7 @@ pub(crate) enum NetworkError {
 pub(crate) struct Network {
     engine: Engine,
     slots: Mutex<Slots>,
-    warm: Warm,
+    warm: Warm<WarmSlot>,
     /// Held while the host is followed: what follows last must not put back what was closed.
     closed: Mutex<bool>,
 }
@@ -158,6 +158,11 @@ impl Network {
         Ok(self.warm.fill(&self.engine, specs)?)
     }
 
+    /// Makes no more slots ahead of time, and takes away those that wait.
+    pub(crate) fn cool_down(&self) -> Result<(), NetworkError> {
+        Ok(self.warm.close(&self.engine)?)
+    }
+
     /// What a VMM needs of its slot: the queue of its tap, and the namespace to run in.
     pub(crate) fn nic(&self, block: Block) -> Result<(Nic, OwnedFd), PartError> {
         let slots = self.slots();
@@ -186,9 +191,9 @@ impl Network {
     /// Removes the host's table and puts forwarding back.
     pub(crate) fn close(&self) -> Result<(), NetworkError> {
         *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        let discarded = self.warm.close(&self.engine);
+        let cooled = self.cool_down();
         self.engine.close()?;
-        Ok(discarded?)
+        cooled
     }
 
     /// A panic elsewhere leaves a map that is whole: every change of it is one call.

@@ -32,12 +32,18 @@ fn run(network: &Network, store: &Store, groups: &[Arc<GroupPlan>]) {
     // Of this thread alone (setpriority(2), "C library/kernel differences"). Without it, it is only less modest.
     let _ = rustix::process::setpriority_process(None, MODESTY);
     network.nudge();
+    let mut told = false;
     while network.due() {
-        if let Err(error) = fill(network, store, groups) {
-            tracing::warn!("no slots are made ahead of time for now: {error}");
-            thread::sleep(AGAIN);
-            network.nudge();
+        let Err(error) = fill(network, store, groups) else {
+            told = false;
+            continue;
+        };
+        if !told {
+            tracing::warn!("no slots are made ahead of time until this is over: {error}");
         }
+        told = true;
+        thread::sleep(AGAIN);
+        network.nudge();
     }
 }
 

@@ -160,9 +160,6 @@ fn random() -> Result<[u8; 4], VmError> {
     Ok(bytes)
 }
 
-#[cfg(test)]
-mod tests;
-
 /// For the fuzzer: a frame off a guest's tap, read in every way a frame is read here.
 #[doc(hidden)]
 pub fn fuzz_sniffed(frame: &[u8]) {
@@ -175,3 +172,6 @@ pub fn fuzz_sniffed(frame: &[u8]) {
     let _ = probe::back(None, true, frame);
     let _ = Run::new([1, 2, 3]).row_in(frame);
 }
+
+#[cfg(test)]
+mod tests;

@@ -210,6 +210,11 @@ impl Rule {
         self.interface_between(Meta::Iif, true, first, last)
     }
 
+    /// `iif != first-last`
+    pub(crate) fn iif_not_between(self, first: u32, last: u32) -> Rule {
+        self.interface_between(Meta::Iif, false, first, last)
+    }
+
     /// `oif != first-last`
     pub(crate) fn oif_not_between(self, first: u32, last: u32) -> Rule {
         self.interface_between(Meta::Oif, false, first, last)
@@ -223,12 +228,6 @@ impl Rule {
     /// `iifgroup N`
     pub(crate) fn iif_group(self, group: u32) -> Rule {
         self.meta_is(Meta::IifGroup, &group.to_ne_bytes())
-    }
-
-    /// `iifgroup != N`
-    pub(crate) fn iif_not_group(self, group: u32) -> Rule {
-        let other = Expr::Compare { equal: false, data: group.to_ne_bytes().to_vec() };
-        self.with([Expr::Meta(Meta::IifGroup), other])
     }
 
     /// `oifgroup N`

@@ -15,6 +15,7 @@ mod floods;
 mod forged_frames;
 mod forged_packets;
 mod gateway;
+mod host_table;
 mod hosts;
 mod inbound;
 mod interfaces;

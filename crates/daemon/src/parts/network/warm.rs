@@ -1,6 +1,6 @@
 //! Slots made before their VMs: a few of each group, on the blocks that its next VMs will get.
 //!
-//! Owns: which warm slots there are, and that a block is never made twice at once. Refuses: which
+//! Owns: which warm slots there are, and that one hand at a time is on a block. Refuses: which
 //! blocks come next (the store), and the slots themselves (the engine).
 
 use enisle_net::plan::Block;
@@ -8,19 +8,38 @@ use enisle_net::{Engine, NetError, WarmSlot, WarmSpec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+/// Who makes slots for nobody and takes them away again: the engine.
+pub(super) trait Maker: Sync {
+    type Slot: Send;
+    fn prepare(&self, spec: &WarmSpec) -> Result<Self::Slot, NetError>;
+    fn discard(&self, slot: Self::Slot) -> Result<(), NetError>;
+}
+
+impl Maker for Engine {
+    type Slot = WarmSlot;
+
+    fn prepare(&self, spec: &WarmSpec) -> Result<WarmSlot, NetError> {
+        Engine::prepare(self, spec)
+    }
+
+    fn discard(&self, slot: WarmSlot) -> Result<(), NetError> {
+        Engine::discard(self, slot)
+    }
+}
+
 /// The warm slots.
-#[derive(Debug, Default)]
-pub(super) struct Warm {
-    state: Mutex<State>,
-    /// A slot was made, a VM has its slot, a block was freed, or it is over.
+#[derive(Debug)]
+pub(super) struct Warm<S> {
+    state: Mutex<State<S>>,
+    /// A slot was made or has gone, a VM has its slot, a block was freed, or it is over.
     changed: Condvar,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    ready: BTreeMap<Block, WarmSlot>,
-    /// The one that is being made ahead of time.
-    making: Option<Block>,
+#[derive(Debug)]
+struct State<S> {
+    ready: BTreeMap<Block, S>,
+    /// The one that is being made ahead of time, or taken away because others come first.
+    at_work: Option<Block>,
     /// Blocks whose VMs are being given a slot at this moment.
     wanted: BTreeSet<Block>,
     /// Something happened since the last look.
@@ -29,15 +48,31 @@ struct State {
 }
 
 /// A block that a VM is being given. Nobody else makes its slot until this goes.
-pub(super) struct Wanted<'a>(&'a Warm, Block);
+pub(super) struct Wanted<'a, S>(&'a Warm<S>, Block);
 
-impl Warm {
-    /// Takes a block for a VM, with its slot if that is made already. Waits for one that is just
-    /// being made, milliseconds.
-    pub(super) fn want(&self, block: Block) -> (Wanted<'_>, Option<WarmSlot>) {
+/// The block that is being worked on ahead of time, until this goes.
+struct AtWork<'a, S>(&'a Warm<S>);
+
+impl<S> Default for Warm<S> {
+    fn default() -> Self {
+        let state = State {
+            ready: BTreeMap::new(),
+            at_work: None,
+            wanted: BTreeSet::new(),
+            stale: false,
+            closed: false,
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+}
+
+impl<S: Send> Warm<S> {
+    /// Takes a block for a VM, with its slot if that is made already. Waits while that is just being
+    /// made or taken away, milliseconds.
+    pub(super) fn want(&self, block: Block) -> (Wanted<'_, S>, Option<S>) {
         let mut state = self.lock();
         state.wanted.insert(block);
-        let mut state = self.wait_while(state, |state| state.making == Some(block));
+        let mut state = self.wait_while(state, |state| state.at_work == Some(block));
         let ready = state.ready.remove(&block);
         (Wanted(self, block), ready)
     }
@@ -51,7 +86,7 @@ impl Warm {
     /// Waits until there may be something to do, and no VM is waiting for its slot; `false` when it
     /// is over.
     pub(super) fn due(&self) -> bool {
-        let idle = |state: &mut State| !state.closed && (!state.stale || !state.wanted.is_empty());
+        let idle = |state: &mut State<S>| !state.closed && (!state.stale || !state.wanted.is_empty());
         let mut state = self.wait_while(self.lock(), idle);
         state.stale = false;
         !state.closed
@@ -61,32 +96,36 @@ impl Warm {
     /// are not in it. Gives way to VMs that want theirs.
     ///
     /// # Errors
-    /// The engine's, of the first slot that could not be made.
-    pub(super) fn fill(&self, engine: &Engine, specs: &[WarmSpec]) -> Result<(), NetError> {
+    /// The maker's, of the first slot that could not be made or taken away.
+    pub(super) fn fill(&self, maker: &impl Maker<Slot = S>, specs: &[WarmSpec]) -> Result<(), NetError> {
         for spec in specs {
-            if self.begin(spec.block) {
-                let made = engine.prepare(spec);
-                self.end(spec.block, made)?;
+            let Some(_at_work) = self.begin(spec.block) else { continue };
+            match maker.prepare(spec) {
+                Ok(slot) => drop(self.lock().ready.insert(spec.block, slot)),
+                // A VM was faster.
+                Err(NetError::BlockTaken(_)) => {}
+                Err(error) => return Err(error),
             }
         }
-        while let Some(slot) = self.beyond(specs) {
-            engine.discard(slot)?;
+        while let Some((_at_work, slot)) = self.beyond(specs) {
+            maker.discard(slot)?;
         }
         Ok(())
     }
 
-    /// Makes no more, and takes away what there is.
+    /// Makes no more, waits until nothing is under way, and takes away what there is. Calling it
+    /// again is a no-op.
     ///
     /// # Errors
-    /// The engine's, of the first slot that could not be taken away; the others are.
-    pub(super) fn close(&self, engine: &Engine) -> Result<(), NetError> {
+    /// The maker's, of the first slot that could not be taken away; the others are.
+    pub(super) fn close(&self, maker: &impl Maker<Slot = S>) -> Result<(), NetError> {
         self.lock().closed = true;
         self.changed.notify_all();
-        let mut state = self.wait_while(self.lock(), |state| state.making.is_some());
+        let mut state = self.wait_while(self.lock(), |state| state.at_work.is_some());
         let ready = std::mem::take(&mut state.ready);
         drop(state);
         let gone: Vec<_> = std::thread::scope(|scope| {
-            let discard = |slot| scope.spawn(|| engine.discard(slot));
+            let discard = |slot| scope.spawn(|| maker.discard(slot));
             let threads: Vec<_> = ready.into_values().map(discard).collect();
             let ended = |thread: std::thread::ScopedJoinHandle<'_, _>| {
                 thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -96,51 +135,43 @@ impl Warm {
         gone.into_iter().collect()
     }
 
-    /// Whether this block is to be made now.
-    fn begin(&self, block: Block) -> bool {
+    /// Begins to make this block's slot, if it is to be made now.
+    fn begin(&self, block: Block) -> Option<AtWork<'_, S>> {
         let mut state = self.wait_while(self.lock(), |state| !state.closed && !state.wanted.is_empty());
         if state.closed || state.ready.contains_key(&block) {
-            return false;
+            return None;
         }
-        state.making = Some(block);
-        true
+        state.at_work = Some(block);
+        Some(AtWork(self))
     }
 
-    fn end(&self, block: Block, made: Result<WarmSlot, NetError>) -> Result<(), NetError> {
+    /// Begins to take away one that is not among those that come next.
+    fn beyond(&self, specs: &[WarmSpec]) -> Option<(AtWork<'_, S>, S)> {
         let mut state = self.lock();
-        state.making = None;
-        self.changed.notify_all();
-        match made {
-            Ok(slot) => drop(state.ready.insert(block, slot)),
-            // A VM was faster.
-            Err(NetError::BlockTaken(_)) => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
+        let spare = |block: &&Block| !specs.iter().any(|spec| spec.block == **block);
+        let block = *state.ready.keys().rev().find(spare)?;
+        let slot = state.ready.remove(&block)?;
+        state.at_work = Some(block);
+        Some((AtWork(self), slot))
     }
+}
 
-    /// One that is not among those that come next.
-    fn beyond(&self, specs: &[WarmSpec]) -> Option<WarmSlot> {
-        let mut state = self.lock();
-        let block =
-            *state.ready.keys().rev().find(|block| !specs.iter().any(|spec| spec.block == **block))?;
-        state.ready.remove(&block)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<S> Warm<S> {
+    /// A panic elsewhere leaves a state that is whole: every change of it is one call.
+    fn lock(&self) -> MutexGuard<'_, State<S>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait_while<'a>(
         &self,
-        guard: MutexGuard<'a, State>,
-        condition: impl FnMut(&mut State) -> bool,
-    ) -> MutexGuard<'a, State> {
+        guard: MutexGuard<'a, State<S>>,
+        condition: impl FnMut(&mut State<S>) -> bool,
+    ) -> MutexGuard<'a, State<S>> {
         self.changed.wait_while(guard, condition).unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Wanted<'_> {
+impl<S> Drop for Wanted<'_, S> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.wanted.remove(&self.1);
@@ -148,3 +179,13 @@ impl Drop for Wanted<'_> {
         self.0.changed.notify_all();
     }
 }
+
+impl<S> Drop for AtWork<'_, S> {
+    fn drop(&mut self) {
+        self.0.lock().at_work = None;
+        self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests;
