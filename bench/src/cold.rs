@@ -1,7 +1,7 @@
-//! Lines 1, 3 and 4: what a cold slot costs over the kernel's floor, whether the thousandth costs
-//! more than the first, and what one costs that was made ahead of time.
+//! Lines 1, 3, 4 and 5: what a cold slot costs over the kernel's floor, whether the thousandth costs
+//! more than the first, and what one costs that was made ahead of time, or had a tenant before.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -16,8 +16,10 @@ const TURNS: usize = 100;
 /// The slots of line 3, and how many at either end are compared.
 const SLOTS: usize = 1_000;
 const END: usize = 100;
+/// Longer than the kernel's grace period.
+const RCU: Duration = Duration::from_millis(200);
 
-/// Measures those of lines 1, 3 and 4 that are wanted.
+/// Measures those of lines 1, 3, 4 and 5 that are wanted.
 ///
 /// # Errors
 /// If the engine or the kernel refuses something.
@@ -55,6 +57,14 @@ pub(crate) fn measure(effort: Effort, wanted: &dyn Fn(u8) -> bool) -> Result<Vec
         }
         rows.push(Row::ratio(4, "cold / warm claim, p99", Target::AtLeast(100.0), &pairs, "ms"));
     }
+    if wanted(5) {
+        let mut pairs = Pairs::default();
+        for _ in 0..effort.rounds {
+            let (made, recycled) = recycles(&ours, effort.of(TURNS))?;
+            pairs.push(median(&recycled), median(&made));
+        }
+        rows.push(Row::ratio(5, "recycle / cold, p50", Target::AtMost(0.2), &pairs, "ms"));
+    }
     ours.engine.close()?;
     Ok(rows)
 }
@@ -90,6 +100,28 @@ fn claims(ours: &Isolated, turns: usize) -> Result<(Vec<f64>, Vec<f64>)> {
     }
     ours.remove_all(slots)?;
     Ok((cold, warm))
+}
+
+/// Times of slots that are made, and of the same slots when they are taken back from a tenant who had
+/// a flow.
+fn recycles(ours: &Isolated, turns: usize) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (mut slots, mut warm) = (Vec::new(), Vec::new());
+    let (mut cold, mut recycled) = (Vec::new(), Vec::new());
+    for i in 0..turns {
+        let start = Instant::now();
+        slots.push(ours.create(i)?);
+        cold.push(ms(start.elapsed()));
+    }
+    slots.iter().try_for_each(|slot| ours.converse(slot))?;
+    // Until the kernel has let go of the sockets they were made through.
+    std::thread::sleep(RCU);
+    for slot in slots {
+        let start = Instant::now();
+        warm.push(ours.recycle(slot)?);
+        recycled.push(ms(start.elapsed()));
+    }
+    warm.into_iter().try_for_each(|slot| ours.engine.discard(slot))?;
+    Ok((cold, recycled))
 }
 
 /// Times of the first hundred and the last hundred of a thousand.

@@ -3,16 +3,20 @@
 //! Owns: making, numbering and taking away slots through the engine's public interface. Refuses:
 //! any short cut past it, and clocks.
 
-use std::sync::Mutex;
+use std::net::UdpSocket;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::{CompiledPolicy, PolicySpec, compile};
 use enisle_net::{Engine, EngineConfig, Limits, Slot, SlotSpec, WarmSlot, WarmSpec};
-use enisle_testkit::World;
+use enisle_testkit::tap::{Ident, TapGuest};
+use enisle_testkit::world::SERVER;
+use enisle_testkit::{World, frame};
 
-/// Who takes slots away at the same time: more than the engine lets go at once.
-const REMOVERS: usize = 16;
+/// How long a packet may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Where slots come from, in every world.
 pub(crate) const RANGE: &str = "10.99.0.0/16";
 
@@ -63,26 +67,53 @@ impl Isolated {
         Ok(self.engine.claim(warm, "agents-1", &self.policy)?)
     }
 
+    /// Its guest sends a datagram to a server of the Internet, which arrives; then it is gone.
+    pub(crate) fn converse(&self, slot: &Slot) -> Result<()> {
+        let block = slot.block();
+        let ident = Ident {
+            mac: block.guest_mac().octets(),
+            ip: block.guest(),
+            gateway_mac: block.host_mac().octets(),
+            gateway: block.gateway(),
+        };
+        let guest = TapGuest::new(slot.open_tap()?, ident)?;
+        let server = self.world.internet.run(|| UdpSocket::bind((SERVER, 0)))?;
+        server.set_read_timeout(Some(PATIENCE))?;
+        guest.send(&frame::udp(guest.to(SERVER), 41_000, server.local_addr()?.port(), b"a question"))?;
+        server.recv_from(&mut [0; 64]).context("a guest's datagram did not arrive")?;
+        Ok(())
+    }
+
+    /// It is nobody's again.
+    pub(crate) fn recycle(&self, slot: Slot) -> Result<WarmSlot> {
+        Ok(self.engine.recycle(slot, drop)?)
+    }
+
     /// Slots `from` to `to`, less `to` itself.
     pub(crate) fn create_many(&self, from: usize, to: usize) -> Result<Vec<Slot>> {
         (from..to).map(|i| self.create(i)).collect()
     }
 
-    /// Takes slots away as a daemon does whose VMs were deleted at once: together, the engine sets
-    /// the pace. Returns when all are gone.
+    /// Takes slots away as a daemon does whose VMs were deleted at once: the engine sets the pace.
+    /// Returns when all are gone.
     pub(crate) fn remove_all(&self, slots: Vec<Slot>) -> Result<()> {
-        let slots = Mutex::new(slots);
-        let next = || slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
-        let work = || -> Result<()> {
-            while let Some(slot) = next() {
-                self.engine.remove(slot)?;
-            }
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            let removers: Vec<_> = (0..REMOVERS).map(|_| scope.spawn(work)).collect();
-            removers.into_iter().try_for_each(|r| r.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
-        })
+        let (tell, told) = mpsc::channel();
+        let count = slots.len();
+        for slot in slots {
+            let tell = tell.clone();
+            // Nobody listens any more only when this function has panicked.
+            self.engine.hand_over(slot, move |gone| drop(tell.send(gone)));
+        }
+        for _ in 0..count {
+            let gone = loop {
+                match told.try_recv() {
+                    Ok(gone) => break gone,
+                    Err(_) => self.engine.see_off(),
+                };
+            };
+            gone?;
+        }
+        Ok(())
     }
 }
 

@@ -9,7 +9,6 @@ use crate::report::{Row, Target};
 pub(crate) fn rows(_: Effort, wanted: &dyn Fn(u8) -> bool) -> Result<Vec<Row>> {
     let vms = "needs guests; this benchmark starts none yet";
     let all = [
-        (5, "recycle / cold", Target::AtMost(0.2), "returned slots are taken away, not recycled"),
         (13, "daemon RSS for each VM more, MB", Target::AtMost(0.2), vms),
         (14, "vm new --wait minus the VMM's own time, ms", Target::AtMost(60.0), vms),
         (16, "vm exec true over fork+exec in the guest, p50, ms", Target::AtMost(5.0), vms),

@@ -75,7 +75,7 @@ fn a_namespace_that_routes_everything_is_found_out() {
     let vms = daemon.json(&["vm", "list"]);
     let vmm = vms[0]["pid"].as_u64().expect("the VMM's process id");
     let inside = enisle_testkit::Netns::open(std::path::Path::new(&format!("/proc/{vmm}/ns/net"))).unwrap();
-    inside.check("tc", &["qdisc", "del", "dev", "tap0", "clsact"], "").unwrap();
+    inside.check("tc", &["qdisc", "del", "dev", "tap0", "ingress"], "").unwrap();
     inside.check("nft", &["flush", "ruleset"], "").unwrap();
     inside.set_sysctl("net/ipv4/conf/all/forwarding", "1").unwrap();
     inside

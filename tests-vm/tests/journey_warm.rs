@@ -18,6 +18,13 @@ fn slots(site: &Site) -> BTreeSet<(String, String)> {
     links.as_array().unwrap().iter().filter_map(slot).collect()
 }
 
+/// Packets that came out of a slot since it was made.
+fn packets(site: &Site, link: &str) -> u64 {
+    let shown = site.world.host.check("ip", &["-j", "-s", "link", "show", link], "").unwrap();
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    shown[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+}
+
 #[track_caller]
 fn until(site: &Site, daemon: &Daemon<'_>, expected: &[(&str, &str)]) {
     let expected: BTreeSet<_> =
@@ -46,9 +53,19 @@ fn warm_slots_are_the_next_vms_and_nobody_elses() {
     assert_eq!(daemon.sh("agents-1", &reach), "hi");
     let judged = daemon.json(&["net", "show", "agents-1"]);
     assert!(judged["counters"]["out_allowed"].as_u64() > Some(0), "{judged}");
-    // The block of a VM that goes is the next one's, and so is its slot.
+    // The block of a VM that goes is the next one's, and so is its slot: the very same one, which has
+    // carried packets, and carries the next one's.
     ok(&daemon.run(&["vm", "delete", "agents-1"]));
-    until(&site, &daemon, &[("a9fe6402", "(warm)"), ("a9fe6406", "(warm)")]);
+    until(&site, &daemon, &[("a9fe6402", "(warm)"), ("a9fe6406", "(warm)"), ("a9fe640a", "(warm)")]);
+    assert!(packets(&site, "en-a9fe6402") > 0 && packets(&site, "en-a9fe6406") == 0);
+    assert_eq!(ok(&daemon.run(&["vm", "new", "--wait"])).trim(), "agents-1");
+    assert_eq!(daemon.sh("agents-1", &reach), "hi");
+    let again = daemon.json(&["net", "show", "agents-1"]);
+    assert!(
+        again["counters"]["out_allowed"].as_u64() <= judged["counters"]["out_allowed"].as_u64(),
+        "{again}"
+    );
+    ok(&daemon.run(&["vm", "delete", "agents-1"]));
     // A daemon that is killed leaves none that its successor has not.
     daemon.kill();
     let daemon = site.up(

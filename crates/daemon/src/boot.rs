@@ -19,7 +19,7 @@ use crate::options::{ExitCode, LogFormat, UpOptions, VmsPolicy};
 use crate::parts::names::NameServers;
 use crate::parts::network::{Network, NetworkError};
 use crate::parts::real::RealParts;
-use crate::parts::{PartError, warm_up, watch};
+use crate::parts::{PartError, departures, warm_up, watch};
 use crate::shutdown;
 use crate::signals::{self, Wishes};
 use crate::store::{Store, StoreError, VmRow};
@@ -198,7 +198,8 @@ async fn up(config: &Config, vms: VmsPolicy, faults: FaultPlan) -> Result<ExitCo
         }
     };
     let network = open_network(config, &scope, &found).await?;
-    if let Err(error) = watch::follow(Arc::clone(&network)) {
+    let threads = watch::follow(Arc::clone(&network)).and_then(|()| departures::keep(Arc::clone(&network)));
+    if let Err(error) = threads {
         let closed = blocking("removing the network", move || network.close()).await?;
         return Err(closed.map_or_else(BootError::Network, |()| BootError::Watch(error)));
     }

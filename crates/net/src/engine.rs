@@ -5,6 +5,7 @@
 
 mod adopt;
 mod change;
+mod departures;
 mod explain;
 mod leftovers;
 mod repair;
@@ -14,7 +15,7 @@ pub use leftovers::{NetLeftovers, leftovers};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::Ipv4Net;
 
@@ -31,11 +32,9 @@ use crate::scope::Scope;
 use crate::slot::{Builder, Parts, Slot, SlotSpec, Unfinished};
 use crate::surroundings::Surroundings;
 
+use departures::Departures;
 pub use explain::{Decider, HostFact, Judgement, Question, Refused, Refuser};
 
-/// Namespaces that may be going at a time. The kernel takes them away in one thread; more at once
-/// would hold up whoever makes one meanwhile (6–9 ms with 8, 75–167 ms with 256).
-const GOING_AT_ONCE: usize = 8;
 /// IPv4's smallest promise (RFC 791) and the largest packet.
 const MTU: std::ops::RangeInclusive<u32> = 576..=65_535;
 
@@ -58,7 +57,7 @@ pub struct Engine {
     _leases: Vec<Lease>,
     state: Mutex<State>,
     policies: Mutex<Policies>,
-    going: Gate,
+    departures: Departures,
 }
 
 /// What the engine's slots and host-wide changes are, as last written.
@@ -124,7 +123,7 @@ impl Engine {
             _leases: leases,
             state: Mutex::default(),
             policies: Mutex::default(),
-            going: Gate::new(GOING_AT_ONCE),
+            departures: Departures::default(),
         };
         {
             let mut state = engine.lock();
@@ -208,25 +207,6 @@ impl Engine {
                 left
             }
         }
-    }
-
-    /// Takes a slot away and waits until it is gone. The VMM must be dead; where it is not, its
-    /// interface is cut off all the same.
-    ///
-    /// # Errors
-    /// [`NetError::Remove`] with every step that failed. The block stays taken then, so that
-    /// nothing of this slot reaches another, until [`Engine::reclaim`] finishes the work.
-    pub fn remove(&self, slot: Slot) -> Result<(), NetError> {
-        self.take_away(slot.block(), slot.into_parts())
-    }
-
-    fn take_away(&self, block: Block, parts: Parts) -> Result<(), NetError> {
-        self.lock().busy.insert(block);
-        let pass = self.going.enter();
-        let unfinished = self.builder().take_away(block, parts).err();
-        drop(pass);
-        let left = self.free(block, unfinished);
-        if left.is_empty() { Ok(()) } else { Err(NetError::Remove { block, left }) }
     }
 
     /// What the judge did with a slot's packets, and the flows the host's table refused it.
@@ -511,35 +491,6 @@ fn delete_links(
         }
     }
     Ok(())
-}
-
-/// Lets a bounded number of threads through at a time.
-struct Gate {
-    free: Mutex<usize>,
-    freed: Condvar,
-}
-
-/// One place behind a gate.
-struct Pass<'a>(&'a Gate);
-
-impl Gate {
-    fn new(places: usize) -> Gate {
-        Gate { free: Mutex::new(places), freed: Condvar::new() }
-    }
-
-    fn enter(&self) -> Pass<'_> {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
-        *free -= 1;
-        Pass(self)
-    }
-}
-
-impl Drop for Pass<'_> {
-    fn drop(&mut self) {
-        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.0.freed.notify_one();
-    }
 }
 
 /// The steps that are left, for callers that only log.

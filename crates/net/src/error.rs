@@ -174,6 +174,15 @@ pub enum NetError {
         /// What is left.
         left: Vec<StepError>,
     },
+    /// A slot was not given to the next VM, but is being taken away.
+    #[error("slot {block} cannot be used again; it is taken away")]
+    Unclean {
+        /// The slot.
+        block: Block,
+        /// What was found.
+        #[source]
+        why: StepError,
+    },
     /// The queue of a slot's tap could not be opened.
     #[error("cannot open the tap of slot {block}")]
     Tap {

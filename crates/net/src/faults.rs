@@ -1,7 +1,7 @@
 //! Tier 0b: every call of every operation fails once, against the kernel in memory; the end state
 //! is empty or complete, never between.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use crate::engine::{Engine, EngineConfig};
 use crate::error::NetError;
@@ -147,8 +147,10 @@ fn a_claimed_slot_is_what_a_made_one_is() {
     let engine = open(&kernel).unwrap();
     let warm = engine.prepare(&spec(0, &policy).warm()).unwrap();
     kernel.refuse([]);
-    std::mem::forget(engine.claim(warm, "agents-1", &policy).unwrap());
+    let slot = engine.claim(warm, "agents-1", &policy).unwrap();
     let calls = kernel.calls();
+    engine.name(&slot, "agents-1").unwrap();
+    std::mem::forget(slot);
     let claimed = kernel.state();
     assert_eq!((&claimed.links, &claimed.slots, &claimed.tables), (&made.links, &made.slots, &made.tables));
     for n in 1..=calls {
@@ -197,6 +199,88 @@ fn what_removal_leaves_is_named_kept_from_others_and_reclaimed() {
         assert_eq!(state, empty, "call {n}");
         assert!(engine.create(&spec(0, &policy)).map(std::mem::forget).is_ok(), "call {n}");
     }
+}
+
+#[test]
+fn a_slot_is_taken_back_whole_or_taken_away() {
+    let policy = policy(&["192.168.1.10:5432"]);
+    let unshaped = SlotSpec { limits: Limits::default(), ..spec(0, &policy) };
+    let fresh = || {
+        let kernel = Arc::new(Fake::with_uplink());
+        let engine = open(&kernel).unwrap();
+        let empty = kernel.state();
+        let slot = engine.create(&unshaped).unwrap();
+        (kernel, engine, empty, slot)
+    };
+    let (kernel, engine, empty, slot) = fresh();
+    kernel.refuse([]);
+    let warm = engine.recycle(slot, |_| panic!("it does not go")).unwrap();
+    let calls = kernel.calls();
+    assert!(kernel.state().slots.is_empty(), "it is judged for nobody");
+    let taken = engine.create(&unshaped);
+    assert!(matches!(taken, Err(NetError::BlockTaken(_))));
+    let slot = engine.claim(warm, "agents-2", &policy).unwrap();
+    assert!(kernel.state().slots.contains_key(&block(0).id()));
+    engine.remove(slot).unwrap();
+    assert_eq!(kernel.state(), empty);
+    for n in 1..=calls {
+        let (kernel, engine, empty, slot) = fresh();
+        let (tell, told) = mpsc::channel();
+        kernel.refuse([n]);
+        let error = engine.recycle(slot, move |gone| tell.send(gone).unwrap()).unwrap_err();
+        kernel.refuse([]);
+        assert!(matches!(error, NetError::Unclean { .. }), "call {n}: {error}");
+        assert!(kernel.state().slots.is_empty() || n == 1, "call {n}: not cut off");
+        assert!(told.try_recv().is_err(), "call {n}: told before it was gone");
+        assert!(engine.see_off(), "call {n}");
+        told.try_recv().unwrap().unwrap();
+        let mut state = kernel.state();
+        // Rows of a policy nobody has any more only take room.
+        state.addresses.clear();
+        state.ports.clear();
+        assert_eq!(state, empty, "call {n}");
+        assert!(engine.create(&unshaped).map(std::mem::forget).is_ok(), "call {n}: the block is not free");
+    }
+}
+
+#[test]
+fn slots_that_go_together_do_not_share_a_failure() {
+    let policy = policy(&["10.1.0.0/16"]);
+    let fresh = || {
+        let kernel = Arc::new(Fake::with_uplink());
+        let engine = open(&kernel).unwrap();
+        let empty = kernel.state();
+        let (tell, told) = mpsc::channel();
+        for i in 0..3 {
+            let (slot, tell) = (engine.create(&spec(i, &policy)).unwrap(), tell.clone());
+            engine.hand_over(slot, move |gone| tell.send((i, gone)).unwrap());
+        }
+        (kernel, engine, empty, told)
+    };
+    let (kernel, engine, empty, told) = fresh();
+    assert!(kernel.state().slots.is_empty(), "cut off at once");
+    assert_eq!(told.try_iter().count(), 0, "but not gone");
+    kernel.refuse([]);
+    assert!(engine.see_off());
+    assert!(told.try_iter().all(|(_, gone)| gone.is_ok()));
+    assert_eq!(kernel.state(), empty);
+    for n in 1..=kernel.calls() {
+        let (kernel, engine, empty, told) = fresh();
+        kernel.refuse([n]);
+        assert!(engine.see_off());
+        kernel.refuse([]);
+        let gone: Vec<_> = told.try_iter().collect();
+        assert_eq!(gone.len(), 3, "call {n}");
+        let stuck = gone.iter().filter(|(_, gone)| gone.is_err()).count();
+        assert!(stuck <= 1, "call {n}: {gone:?}");
+        assert_eq!(engine.reclaim().unwrap(), stuck, "call {n}");
+        let mut state = kernel.state();
+        state.addresses.clear();
+        state.ports.clear();
+        assert_eq!(state, empty, "call {n}");
+    }
+    engine.stop_waiting();
+    assert!(!engine.see_off(), "nobody is left");
 }
 
 #[test]

@@ -152,12 +152,13 @@ pub(crate) fn admit(table: &Table, block: Block, limits: &Limits) -> Batch {
 }
 
 /// Takes that back.
-pub(crate) fn expel(table: &Table, block: Block) -> Batch {
-    let delete = |set, element| Command::DeleteElements(table.clone(), set, vec![element]);
+pub(crate) fn expel(table: &Table, blocks: &[Block]) -> Batch {
+    let delete = |set, elements| Command::DeleteElements(table.clone(), set, elements);
+    let guests = || blocks.iter().copied().map(guest).collect();
     Batch(vec![
-        delete(SLOTS, slot(block)),
-        delete(NEW_FLOWS, guest(block)),
-        delete(REFUSED_FLOWS, guest(block)),
+        delete(SLOTS, blocks.iter().copied().map(slot).collect()),
+        delete(NEW_FLOWS, guests()),
+        delete(REFUSED_FLOWS, guests()),
     ])
 }
 

@@ -12,31 +12,28 @@
 //! (`engine`).
 
 mod adopt;
+mod leave;
+mod recycle;
 mod warm;
 
+pub(crate) use recycle::Unclean;
 pub(crate) use warm::Made;
 pub use warm::{WarmSlot, WarmSpec};
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use crate::error::{NetError, Step, StepError};
-use crate::host_table;
 use crate::judge::{PolicyId, SlotEntry, Terms};
-use crate::kernel::{Answer, Kernel, Netns, Place};
+use crate::kernel::{Answer, Kernel, Netns};
 use crate::limits::Limits;
-use crate::netlink::route::Change;
 use crate::nft::Table;
 use crate::plan::Block;
 use crate::policies::Policies;
 use crate::policy::CompiledPolicy;
 use crate::scope::Scope;
 use crate::slot_table::TAP;
-
-/// How long a namespace may take to go. Measured 1 ms, 20 ms when many go at once.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a slot is to be.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +60,8 @@ pub struct Slot {
     kernel: Arc<dyn Kernel>,
     policy: Mutex<PolicyId>,
     terms: Terms,
+    /// What it was made as; `None` where an earlier run made it.
+    made_as: Option<WarmSpec>,
 }
 
 impl fmt::Debug for Slot {
@@ -150,61 +149,13 @@ impl Builder<'_> {
     /// Makes a slot, or nothing.
     pub(crate) fn create(&self, spec: &SlotSpec<'_>) -> Made<Slot> {
         let warm = self.prepare(&spec.warm(), self.scope.alias(spec.vm_name))?;
-        self.occupy(warm, spec.policy, None)
+        self.occupy(warm, spec.policy)
     }
 
-    fn slot(&self, block: Block, netns: Netns, entry: &SlotEntry) -> Slot {
+    fn slot(&self, block: Block, netns: Netns, entry: &SlotEntry, made_as: Option<WarmSpec>) -> Slot {
         let kernel = Arc::clone(self.kernel);
         let terms = Terms { shaped: entry.shaped, fragments_from: entry.fragments_from };
-        Slot { block, netns, kernel, policy: Mutex::new(entry.policy), terms }
-    }
-
-    /// Takes away what there is, in the order that cuts the guest off first. Goes on after an
-    /// error, and answers all of them.
-    pub(crate) fn take_away(&self, block: Block, mut parts: Parts) -> Result<(), Box<Unfinished>> {
-        let kernel = &**self.kernel;
-        let mut left = Vec::new();
-        let mut done = |step, answer| {
-            let error = at(step, answer).err();
-            let gone = error.is_none();
-            left.extend(error);
-            gone
-        };
-        if parts.judged {
-            parts.judged = !done(Step::Judge, kernel.remove_slot(block.id()));
-        }
-        let outer = parts.veth.then(|| block.host_ifindex());
-        if let Some(netns) = parts.netns.take() {
-            parts.veth = !done(Step::Retire, kernel.retire(netns, outer, PATIENCE)) && parts.veth;
-        } else if let Some(index) = outer {
-            let deleted = kernel.change(Place::Host, &Change::DeleteLink(index));
-            parts.veth = !done(Step::Retire, absent_is_fine(deleted));
-        }
-        if parts.admitted {
-            let expel = host_table::expel(self.table, block);
-            parts.admitted = !done(Step::Admit, absent_is_fine(kernel.apply(Place::Host, &expel)));
-        }
-        if parts.flows {
-            let forgotten = kernel.forget_flows(block.guest());
-            parts.flows = !done(Step::Flows, forgotten.and_then(|()| self.forget_count(block)));
-        }
-        if let Some(policy) = parts.policy.take() {
-            // Rows that could not be removed are nobody's: their number is not used again soon, and
-            // they go with the maps.
-            done(Step::Policy, self.lock().release(kernel, policy));
-        }
-        if left.is_empty() { Ok(()) } else { Err(Box::new(Unfinished { left, parts })) }
-    }
-
-    /// Asks first: a transaction that fails costs an RCU wait, and the kernel may have forgotten by
-    /// itself.
-    fn forget_count(&self, block: Block) -> Answer<()> {
-        let element = host_table::guest(block);
-        if self.kernel.count(self.table, host_table::FLOWS, &element)?.is_none() {
-            return Ok(());
-        }
-        let forget = host_table::forget_flows(self.table, block);
-        absent_is_fine(self.kernel.apply(Place::Host, &forget))
+        Slot { block, netns, kernel, policy: Mutex::new(entry.policy), terms, made_as }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Policies> {

@@ -228,7 +228,7 @@ fn what_is_no_whole_slot_is_cut_off_and_its_block_is_free() {
     let mut guest_0 = guest(0, &held[0]);
     assert!(guest_0.ask(Kind::Udp, SERVER, ECHO, LIMIT).reached(), "the positive control");
     // As if the daemon had died before it attached the judge to the tap.
-    held[0].check("tc", &["qdisc", "del", "dev", "tap0", "clsact"], "").unwrap();
+    held[0].check("tc", &["qdisc", "del", "dev", "tap0", "ingress"], "").unwrap();
     // And before it made the host's end of the second.
     world.host.check("ip", &["link", "del", block(1).host_veth().as_str()], "").unwrap();
     let policy = policy(&[]);

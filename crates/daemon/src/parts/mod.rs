@@ -5,6 +5,7 @@
 //! way of removal serves a failed start, a deletion and a death. Refuses: order, which is
 //! `vm::create`'s and `vm::remove`'s.
 
+pub(crate) mod departures;
 #[cfg(test)]
 pub(crate) mod fake;
 mod files;

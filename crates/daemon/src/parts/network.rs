@@ -6,9 +6,11 @@
 mod policy;
 mod warm;
 
+pub(crate) use self::warm::Wanted;
 use self::warm::Warm;
 use super::names::Sockets;
 use super::{PartError, SlotView};
+use crate::chain::Chain;
 use crate::vm::plan::{MTU, VmPlan, slot_of};
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::CompiledPolicy;
@@ -18,8 +20,12 @@ use enisle_net::{
 use enisle_vmm::Nic;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// Who hears that a slot is gone, or what is left of it.
+pub(crate) type Told = UnboundedSender<Result<(), PartError>>;
 
 /// The engine does not open or close.
 #[derive(Debug, thiserror::Error)]
@@ -79,11 +85,15 @@ impl Network {
         let lists = plan.group.lists();
         let policy = plan.compile(&lists)?;
         let (_wanted, ready) = self.warm.want(plan.block());
+        let claimed = ready.is_some();
         let slot = match ready {
             Some(warm) => self.engine.claim(warm, plan.name(), &policy),
             None => self.engine.create(&spec(plan, &policy)),
         };
         let slot = slot.map_err(net)?;
+        if claimed && let Err(error) = self.engine.name(&slot, plan.name()) {
+            tracing::warn!(vm = plan.name(), "{}", Chain(&error));
+        }
         self.slots().live.insert(plan.block(), slot);
         drop(lists);
         Ok(())
@@ -127,20 +137,44 @@ impl Network {
         Ok(SlotView { wires, addresses: self.engine.addresses().map_err(net)? })
     }
 
-    /// Takes a VM's slot away; none is fine.
-    pub(crate) fn remove(&self, block: Block) -> Result<(), PartError> {
+    /// Takes a VM's slot back for the next one, or hands it over to go; none is fine. Its guest is cut
+    /// off when this returns; `told` hears when nothing of it can reach the block's next VM.
+    pub(crate) fn give_back(self: &Arc<Self>, block: Block, told: Told) {
         let slot = {
             let mut slots = self.slots();
             if slots.stuck.contains(&block) {
-                return Err(PartError::StuckSlot(block));
+                return tell(&told, Err(PartError::StuckSlot(block)));
             }
             slots.live.remove(&block)
         };
-        let Some(slot) = slot else { return Ok(()) };
-        self.engine.remove(slot).map_err(|error| {
+        let Some(slot) = slot else { return tell(&told, Ok(())) };
+        let gone = {
+            let (network, told) = (Arc::clone(self), told.clone());
+            move |gone| tell(&told, network.gone(block, gone))
+        };
+        if !self.warm.has_room() {
+            return self.engine.hand_over(slot, gone);
+        }
+        match self.engine.recycle(slot, gone) {
+            Ok(warm) => match self.warm.take_back(block, warm) {
+                None => tell(&told, Ok(())),
+                // It was closed meanwhile.
+                Some(warm) => tell(&told, self.gone(block, self.engine.discard(warm))),
+            },
+            Err(why) => tracing::debug!("{}", Chain(&why)),
+        }
+    }
+
+    fn gone(&self, block: Block, gone: Result<(), NetError>) -> Result<(), PartError> {
+        gone.map_err(|error| {
             self.slots().stuck.insert(block);
             net(error)
         })
+    }
+
+    /// Takes away slots that were handed over; `false` when that is over. For a thread of its own.
+    pub(crate) fn see_off(&self) -> bool {
+        self.engine.see_off()
     }
 
     /// Blocks are free, or not any more: other slots may be the next to be wanted.
@@ -153,13 +187,14 @@ impl Network {
         self.warm.due()
     }
 
-    /// Makes these slots ahead of time, and takes away others that were.
-    pub(crate) fn fill(&self, specs: &[WarmSpec]) -> Result<(), NetworkError> {
-        Ok(self.warm.fill(&self.engine, specs)?)
+    /// Makes slots ahead of time, and takes away others that were.
+    pub(crate) fn fill(&self, wanted: &Wanted) -> Result<(), NetworkError> {
+        Ok(self.warm.fill(&self.engine, wanted)?)
     }
 
-    /// Makes no more slots ahead of time, and takes away those that wait.
+    /// Makes no more slots ahead of time, and takes away those that wait. Nobody will want one.
     pub(crate) fn cool_down(&self) -> Result<(), NetworkError> {
+        self.engine.hurry();
         Ok(self.warm.close(&self.engine)?)
     }
 
@@ -192,6 +227,7 @@ impl Network {
     pub(crate) fn close(&self) -> Result<(), NetworkError> {
         *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
         let cooled = self.cool_down();
+        self.engine.stop_waiting();
         self.engine.close()?;
         cooled
     }
@@ -205,6 +241,11 @@ impl Network {
 fn spec<'a>(plan: &'a VmPlan, policy: &'a CompiledPolicy) -> SlotSpec<'a> {
     let WarmSpec { block, mtu, tap_owner, limits } = slot_of(&plan.group, plan.block());
     SlotSpec { block, vm_name: plan.name(), mtu, policy, tap_owner, limits }
+}
+
+/// Nobody listens any more only while the daemon ends.
+fn tell(told: &Told, gone: Result<(), PartError>) {
+    drop(told.send(gone));
 }
 
 fn net(error: NetError) -> PartError {

@@ -19,6 +19,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
 
 /// Names of interfaces stay those of the kernel: the agent looks for the only one.
 const CMDLINE: &str = "net.ifnames=0";
@@ -148,7 +149,13 @@ impl Parts for RealParts {
         Box::pin(async move {
             // First: its sockets hold the namespace.
             self.names.stop(block).await;
-            blocking("removing a slot", move || network.remove(block)).await
+            let (tell, mut told) = mpsc::unbounded_channel();
+            let give_back = move || {
+                network.give_back(block, tell);
+                Ok(())
+            };
+            blocking("taking a slot back", give_back).await?;
+            told.recv().await.unwrap_or(Err(PartError::Panicked("removing a slot")))
         })
     }
 

@@ -3,7 +3,7 @@
 //! Owns: how many of each group, and on which blocks: the lowest free ones, which are what the store
 //! gives out. Refuses: the slots (`network::warm`).
 
-use super::network::Network;
+use super::network::{Network, Wanted};
 use crate::chain::Chain;
 use crate::store::Store;
 use crate::vm::plan::{GroupPlan, slot_of};
@@ -48,12 +48,15 @@ fn run(network: &Network, store: &Store, groups: &[Arc<GroupPlan>]) {
 }
 
 fn fill(network: &Network, store: &Store, groups: &[Arc<GroupPlan>]) -> Result<(), String> {
-    let mut specs = Vec::new();
+    let mut wanted = Wanted::default();
     for group in groups {
         let config = &group.config.network;
-        let next = store.free_blocks(config.range, config.warm_slots as usize);
-        let next = next.map_err(|error| Chain(&error).to_string())?;
-        specs.extend(next.into_iter().map(|block| slot_of(group, block)));
+        let count = config.warm_slots as usize;
+        // As many again may stay when VMs go, so that one that comes and goes costs no slot each time.
+        let free = store.free_blocks(config.range, 2 * count);
+        let mut specs = free.map_err(|error| Chain(&error).to_string())?.into_iter();
+        wanted.next.extend(specs.by_ref().take(count).map(|block| slot_of(group, block)));
+        wanted.later.extend(specs.map(|block| slot_of(group, block)));
     }
-    network.fill(&specs).map_err(|error| Chain(&error).to_string())
+    network.fill(&wanted).map_err(|error| Chain(&error).to_string())
 }

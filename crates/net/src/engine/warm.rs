@@ -1,4 +1,4 @@
-//! Slots that are made before anybody wants one.
+//! Slots that are made before anybody wants one, and those that are taken back.
 //!
 //! Owns: that a block is taken from the first step on, also while its slot is nobody's. Refuses: how
 //! many are kept, and for whom (the daemon).
@@ -7,8 +7,10 @@ use std::collections::btree_map::Entry;
 
 use super::{Engine, MTU};
 use crate::error::{NetError, Step};
+use crate::kernel::Place;
+use crate::netlink::route::{Change, LinkSettings};
 use crate::policy::CompiledPolicy;
-use crate::slot::{Made, Slot, WarmSlot, WarmSpec};
+use crate::slot::{Made, Slot, Unclean, WarmSlot, WarmSpec};
 
 /// The alias of a slot's interface while it is nobody's.
 const NOBODY: &str = "(warm)";
@@ -35,15 +37,15 @@ impl Engine {
         }
     }
 
-    /// Gives a warm slot to a VM, in a handful of calls: from the last on its packets are judged by
-    /// `policy`.
+    /// Gives a warm slot to a VM, in two changes of the judge's maps: from then on its packets are
+    /// judged by `policy`. [`Engine::name`] says whose it is.
     ///
     /// # Errors
     /// [`NetError::Create`] with the step that failed; the slot is taken away then.
     pub fn claim(&self, warm: WarmSlot, vm_name: &str, policy: &CompiledPolicy) -> Result<Slot, NetError> {
         let block = warm.spec().block;
         self.lock().busy.insert(block);
-        match self.builder().occupy(warm, policy, Some(self.scope.alias(vm_name))) {
+        match self.builder().occupy(warm, policy) {
             Ok(slot) => self.complete(slot),
             Err((source, unfinished)) => {
                 let left = self.free(block, unfinished);
@@ -52,12 +54,44 @@ impl Engine {
         }
     }
 
-    /// Takes a warm slot away that nobody wants.
+    /// Writes on a slot's interface whose it is (`ip link show`, `alias`), which nothing depends on.
+    /// Apart from [`Engine::claim`] because it waits for who changes another interface.
     ///
     /// # Errors
-    /// As [`Engine::remove`].
-    pub fn discard(&self, warm: WarmSlot) -> Result<(), NetError> {
-        self.take_away(warm.spec().block, warm.into_parts())
+    /// [`NetError::Host`], also where the interface is gone.
+    pub fn name(&self, slot: &Slot, vm_name: &str) -> Result<(), NetError> {
+        let named = LinkSettings { alias: Some(self.scope.alias(vm_name)), ..LinkSettings::default() };
+        let change = Change::Settings(slot.block().host_ifindex(), named);
+        let done = self.kernel.change(Place::Host, &change);
+        done.map_err(|e| NetError::Host("write whose an interface is", e))
+    }
+
+    /// Takes a slot back for the next VM on its block, instead of taking it away: nobody's from its
+    /// first step on, proven to be as it was made, in a fraction of a millisecond. The VMM must be
+    /// dead.
+    ///
+    /// A slot that is not clean, or has a rate (its packets may wait in a queue), or was made by an
+    /// earlier run, goes as by [`Engine::hand_over`]: `told` is called then, and only then.
+    ///
+    /// # Errors
+    /// [`NetError::Unclean`] when it goes.
+    pub fn recycle(
+        &self,
+        slot: Slot,
+        told: impl FnOnce(Result<(), NetError>) + Send + 'static,
+    ) -> Result<WarmSlot, NetError> {
+        let block = slot.block();
+        self.lock().busy.insert(block);
+        match self.builder().recycle(slot, self.scope.alias(NOBODY)) {
+            Ok(warm) => {
+                self.lock().busy.remove(&block);
+                Ok(warm)
+            }
+            Err(Unclean { parts, why }) => {
+                self.depart(block, parts, Box::new(told));
+                Err(NetError::Unclean { block, why })
+            }
+        }
     }
 
     /// Takes the block of a slot that is about to be made.

@@ -11,12 +11,11 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
-use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
 use super::netns::lock;
-use super::{Answer, Kernel, KernelError, Lease, Netns, Place, Program, TapSpec};
+use super::{Answer, Interior, Kernel, KernelError, Lease, Netns, Place, Program, TapSpec};
 use crate::judge::{AddressEntry, COUNTERS, Counters, PolicyId, PortRow, SlotEntry};
 use crate::netlink::route::{Address, Change, Link, Neighbour, Route, Veth};
 use crate::nft::{Batch, ChainSeen, Command, Element, RuleSeen, Table};
@@ -28,6 +27,8 @@ pub(crate) struct State {
     pub(crate) links: BTreeMap<u32, Link>,
     /// Namespaces by descriptor, with the host's interface whose peer is inside.
     pub(crate) namespaces: BTreeMap<RawFd, Option<u32>>,
+    /// What is in them.
+    pub(crate) interiors: BTreeMap<RawFd, Interior>,
     pub(crate) tables: BTreeMap<Table, BTreeMap<&'static str, BTreeSet<Element>>>,
     pub(crate) slots: BTreeMap<u32, SlotEntry>,
     pub(crate) addresses: BTreeSet<(PolicyId, AddressEntry)>,
@@ -35,6 +36,28 @@ pub(crate) struct State {
     pub(crate) hosts: BTreeMap<Ipv4Net, u32>,
     pub(crate) routes: Vec<Route>,
     pub(crate) host_addresses: Vec<Address>,
+}
+
+impl State {
+    fn inside(&mut self, netns: &Netns) -> &mut Interior {
+        self.interiors.entry(netns.fd.as_raw_fd()).or_default()
+    }
+}
+
+impl Interior {
+    fn change(&mut self, change: &Change) {
+        match change {
+            Change::Settings(index, settings) => {
+                let link = self.links.iter_mut().filter(|link| link.index == *index);
+                link.for_each(|link| link.no_ipv6_address |= settings.no_ipv6_address);
+            }
+            Change::Address(index, net) => self.addresses.push(Address { index: *index, net: *net }),
+            Change::Neighbour(index, ip, mac) => {
+                self.neighbours.push(Neighbour { index: *index, ip: *ip, mac: *mac });
+            }
+            _ => {}
+        }
+    }
 }
 
 /// The kernel. Calls are counted from 1.
@@ -138,8 +161,14 @@ impl Kernel for Fake {
 
     fn seal(&self, _: &mut Netns) {}
 
-    fn create_tap(&self, _: &Netns, _: &TapSpec) -> Answer<()> {
-        self.call("create_tap").map(drop)
+    fn create_tap(&self, netns: &Netns, tap: &TapSpec) -> Answer<()> {
+        let mut state = self.call("create_tap")?;
+        state.inside(netns).links.extend([link(1, "lo", 0), link(tap.index, tap.name, 0)]);
+        Ok(())
+    }
+
+    fn retake(&self, netns: &Netns, _: &TapSpec) -> Answer<Interior> {
+        Ok(self.call("retake")?.inside(netns).clone())
     }
 
     fn open_tap(&self, _: &Netns, _: &'static str) -> Answer<OwnedFd> {
@@ -150,12 +179,14 @@ impl Kernel for Fake {
         let mut state = self.call("create_veth")?;
         state.links.insert(veth.index, link(veth.index, &veth.name, veth.group));
         state.namespaces.insert(netns.fd.as_raw_fd(), Some(veth.index));
+        state.inside(netns).links.push(link(veth.peer_index, veth.peer_name, 0));
         Ok(())
     }
 
     fn change(&self, place: Place<'_>, change: &Change) -> Answer<()> {
         let mut state = self.call(change.what())?;
-        if let Place::Inside(_) = place {
+        if let Place::Inside(netns) = place {
+            state.inside(netns).change(change);
             return Ok(());
         }
         match change {
@@ -220,16 +251,20 @@ impl Kernel for Fake {
         self.call("rules").map(|_| Vec::new())
     }
 
-    fn retire(&self, netns: Netns, outer: Option<u32>, _: Duration) -> Answer<()> {
-        let called = self.call("retire").map(drop);
-        let mut state = lock(&self.state);
-        // The descriptor is gone in any case; so is what hangs on it unless the call failed.
-        state.namespaces.remove(&netns.fd.as_raw_fd());
-        called?;
-        if let Some(index) = outer {
-            state.links.remove(&index);
-        }
-        Ok(())
+    fn retire(&self, going: Vec<(Netns, Option<u32>)>) -> Vec<Answer<()>> {
+        let one = |(netns, outer): (Netns, Option<u32>)| {
+            let called = self.call("retire").map(drop);
+            let mut state = lock(&self.state);
+            // The descriptor is gone in any case; so is what hangs on it unless the call failed.
+            state.namespaces.remove(&netns.fd.as_raw_fd());
+            state.interiors.remove(&netns.fd.as_raw_fd());
+            called?;
+            if let Some(index) = outer {
+                state.links.remove(&index);
+            }
+            Ok(())
+        };
+        going.into_iter().map(one).collect()
     }
 
     fn routes_for_all(&self) -> Answer<bool> {
@@ -252,7 +287,7 @@ impl Kernel for Fake {
         self.call("neighbours").map(|_| Vec::new())
     }
 
-    fn forget_flows(&self, _: Ipv4Addr) -> Answer<()> {
+    fn forget_flows(&self, _: &[Ipv4Addr]) -> Answer<()> {
         self.call("forget_flows").map(drop)
     }
 

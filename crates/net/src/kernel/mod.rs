@@ -22,7 +22,6 @@ use std::fmt;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 pub(crate) use linux::Linux;
 pub(crate) use netns::Netns;
@@ -94,9 +93,18 @@ pub(crate) enum Place<'a> {
 pub(crate) struct TapSpec {
     pub(crate) name: &'static str,
     pub(crate) index: u32,
+    /// What [`Kernel::retake`] finds; a new tap has another until it is given this one.
     pub(crate) mac: MacAddr,
-    pub(crate) mtu: u32,
     pub(crate) owner: (u32, u32),
+}
+
+/// What is found in a VM's namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Interior {
+    pub(crate) links: Vec<Link>,
+    pub(crate) addresses: Vec<Address>,
+    /// Permanent ones.
+    pub(crate) neighbours: Vec<Neighbour>,
 }
 
 /// The judge's two programs.
@@ -124,8 +132,16 @@ pub(crate) trait Kernel: lookup::Lookup + Send + Sync {
     fn create_tap(&self, netns: &Netns, tap: &TapSpec) -> Answer<()>;
     /// A queue of an existing tap, with `IFF_VNET_HDR`.
     fn open_tap(&self, netns: &Netns, name: &'static str) -> Answer<OwnedFd>;
+    /// Looks into a namespace whose tenant is gone, and puts its tap back to what [`Kernel::create_tap`]
+    /// made it. Refused (`EBUSY`) while a socket, a queue of the tap or half a datagram is in there.
+    fn retake(&self, netns: &Netns, tap: &TapSpec) -> Answer<Interior>;
     fn create_veth(&self, netns: &Netns, veth: &Veth) -> Answer<()>;
     fn change(&self, place: Place<'_>, change: &Change) -> Answer<()>;
+    /// Several in this order, at the price of one. The first refusal is the answer, and those after it
+    /// may have been done or not.
+    fn change_all(&self, place: Place<'_>, changes: &[Change]) -> Answer<()> {
+        changes.iter().try_for_each(|change| self.change(place, change))
+    }
     /// Puts one of the judge's programs on the ingress of an interface inside.
     fn attach(&self, netns: &Netns, index: u32, program: Program) -> Answer<()>;
     /// Puts another program in the place of the one that [`Kernel::attach`] attached, in one step;
@@ -141,9 +157,9 @@ pub(crate) trait Kernel: lookup::Lookup + Send + Sync {
     fn chains(&self) -> Answer<Vec<ChainSeen>>;
     /// The rules of a table or of one of its chains, in order; none when it is missing.
     fn rules(&self, table: &Table, chain: Option<&str>) -> Answer<Vec<RuleSeen>>;
-    /// Gives a namespace up and, where `outer` names the host's end of its veth, waits until that
-    /// is gone; removes it itself when `patience` is over.
-    fn retire(&self, netns: Netns, outer: Option<u32>, patience: Duration) -> Answer<()>;
+    /// Gives namespaces up and, where the host's end of a veth is named, waits until that is gone;
+    /// removes it itself when it does not go, because somebody else holds the namespace. Answers each.
+    fn retire(&self, going: Vec<(Netns, Option<u32>)>) -> Vec<Answer<()>>;
     /// `net.ipv4.conf.all.forwarding`: the whole host is a router.
     fn routes_for_all(&self) -> Answer<bool>;
     fn links(&self) -> Answer<Vec<Link>>;
@@ -151,8 +167,8 @@ pub(crate) trait Kernel: lookup::Lookup + Send + Sync {
     fn routes(&self) -> Answer<Vec<Route>>;
     /// Permanent ones.
     fn neighbours(&self) -> Answer<Vec<Neighbour>>;
-    /// Deletes every connection-tracking entry that `guest` started.
-    fn forget_flows(&self, guest: Ipv4Addr) -> Answer<()>;
+    /// Deletes every connection-tracking entry that one of `guests` started.
+    fn forget_flows(&self, guests: &[Ipv4Addr]) -> Answer<()>;
     /// The same for everybody in `nets` who is not among the `live`.
     fn forget_strangers(&self, nets: &[Ipv4Net], live: &BTreeSet<Ipv4Addr>) -> Answer<()>;
     /// When every fragment that now waits in the host for its rest is gone, in nanoseconds of

@@ -27,6 +27,8 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The kernel fills at most 32 KiB of a dump at a time (`NLMSG_GOODSIZE`).
 const BUFFER: usize = 64 * 1024;
+/// An acknowledgement is 36 bytes and a sentence.
+const ANSWERS: usize = 4 * 1024;
 
 /// A socket in the namespace it was opened in, for one user at a time.
 #[derive(Debug)]
@@ -46,18 +48,58 @@ struct Ack {
 impl NetlinkSocket {
     /// Opens one in the calling thread's namespace.
     pub(crate) fn open(protocol: isize) -> io::Result<NetlinkSocket> {
+        NetlinkSocket::with_buffer(protocol, BUFFER)
+    }
+
+    /// The same for requests only, whose answers are small: no pages that a dump would need.
+    pub(crate) fn for_requests(protocol: isize) -> io::Result<NetlinkSocket> {
+        NetlinkSocket::with_buffer(protocol, ANSWERS)
+    }
+
+    fn with_buffer(protocol: isize, size: usize) -> io::Result<NetlinkSocket> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_ext_ack(true)?;
         socket.set_cap_ack(true)?;
         set_socket_timeout(socket.as_fd(), Timeout::Recv, Some(PATIENCE))?;
-        Ok(NetlinkSocket { socket, sequence: 0, buffer: vec![0; BUFFER] })
+        Ok(NetlinkSocket { socket, sequence: 0, buffer: vec![0; size] })
     }
 
     /// One request that the kernel acknowledges.
     pub(crate) fn request(&mut self, what: &str, message: Message) -> Answer<()> {
         self.transaction(what, vec![message.acknowledged()])
+    }
+
+    /// Several requests in one `send`, which the kernel goes through in order (`netlink_rcv_skb`): it
+    /// answers each that it refuses, and the last one in any case. The first refusal is the answer,
+    /// under its own name.
+    pub(crate) fn requests(&mut self, list: Vec<(&'static str, Message)>) -> Answer<()> {
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        let (count, mut names) = (list.len(), Vec::with_capacity(list.len()));
+        for (i, (what, message)) in list.into_iter().enumerate() {
+            self.sequence = self.sequence.wrapping_add(1);
+            let message = if i + 1 == count { message.acknowledged() } else { message };
+            bytes.extend(message.finish(self.sequence));
+            names.push(what);
+        }
+        let Some(last) = names.last() else { return Ok(()) };
+        let error = |e: io::Error| KernelError::new(*last, e);
+        send(&self.socket, &bytes, SendFlags::empty()).map_err(|e| error(e.into()))?;
+        let mut refused: Option<KernelError> = None;
+        loop {
+            for ack in self.acks().map_err(error)? {
+                let Some(what) = names.get(ack.sequence.wrapping_sub(first) as usize) else { continue };
+                if ack.errno != 0 {
+                    let errno = io::Error::from_raw_os_error(ack.errno);
+                    refused.get_or_insert_with(|| KernelError::new(*what, errno).with_message(ack.said));
+                }
+                if ack.sequence == self.sequence {
+                    return refused.map_or(Ok(()), Err);
+                }
+            }
+        }
     }
 
     /// Several messages in one `send`; the first refusal is the answer. All are waited for.

@@ -47,8 +47,8 @@ pub(super) fn create() -> io::Result<Netns> {
     on_a_thread(|| {
         new_network()?;
         let inside = Inside {
-            route: Mutex::new(NetlinkSocket::open(NETLINK_ROUTE)?),
-            netfilter: Mutex::new(NetlinkSocket::open(NETLINK_NETFILTER)?),
+            route: Mutex::new(NetlinkSocket::for_requests(NETLINK_ROUTE)?),
+            netfilter: Mutex::new(NetlinkSocket::for_requests(NETLINK_NETFILTER)?),
         };
         Ok(Netns { fd: current()?, inside: Some(inside), queue: Mutex::new(Some(tap::open_device()?)) })
     })
@@ -58,8 +58,8 @@ pub(super) fn create() -> io::Result<Netns> {
 pub(super) fn enter(fd: OwnedFd) -> io::Result<Netns> {
     let open = || -> io::Result<Inside> {
         Ok(Inside {
-            route: Mutex::new(NetlinkSocket::open(NETLINK_ROUTE)?),
-            netfilter: Mutex::new(NetlinkSocket::open(NETLINK_NETFILTER)?),
+            route: Mutex::new(NetlinkSocket::for_requests(NETLINK_ROUTE)?),
+            netfilter: Mutex::new(NetlinkSocket::for_requests(NETLINK_NETFILTER)?),
         })
     };
     let inside = run_in(fd.as_fd(), open)??;

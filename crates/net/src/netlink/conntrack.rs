@@ -52,16 +52,30 @@ pub(crate) struct Flow {
 pub(crate) fn dump_request(guest: Option<Ipv4Addr>) -> Message {
     let mut m = Message::new(CT_GET, flags::DUMP).put(&[AF_INET, 0, 0, 0]);
     if let Some(guest) = guest {
-        m.nest(CTA_TUPLE_ORIG, |m| {
-            m.nest(CTA_TUPLE_IP, |m| {
-                m.attr(CTA_IP_V4_SRC, &guest.octets());
-            });
-        })
-        .nest(CTA_FILTER, |m| {
-            m.attr_u32(CTA_FILTER_ORIG_FLAGS, FILTER_IP_SRC);
-        });
+        started_by(&mut m, guest);
     }
     m
+}
+
+/// Deletes every flow that `guest` started, in one walk that passes over empty buckets without a lock
+/// (since 6.9). Older kernels do not know the filter here, take the half tuple for a whole one, and
+/// answer `EINVAL`.
+pub(crate) fn delete_all_request(guest: Ipv4Addr) -> Message {
+    let mut m = Message::new(CT_DELETE, 0).put(&[AF_INET, 0, 0, 0]);
+    started_by(&mut m, guest);
+    m
+}
+
+/// The filter: the original direction's source.
+fn started_by(m: &mut Message, guest: Ipv4Addr) {
+    m.nest(CTA_TUPLE_ORIG, |m| {
+        m.nest(CTA_TUPLE_IP, |m| {
+            m.attr(CTA_IP_V4_SRC, &guest.octets());
+        });
+    })
+    .nest(CTA_FILTER, |m| {
+        m.attr_u32(CTA_FILTER_ORIG_FLAGS, FILTER_IP_SRC);
+    });
 }
 
 /// The flow in a message, when who started it is one of those.

@@ -62,9 +62,11 @@ const RTN_UNICAST: u8 = 1;
 const RTPROT_ENISLE: u8 = 69;
 const NUD_PERMANENT: u16 = 0x80;
 
-/// The ingress hook of `clsact` (`pkt_sched.h`): its own handle, its parent, the filters' parent.
-const CLSACT_HANDLE: u32 = 0xffff_0000;
-const CLSACT_PARENT: u32 = 0xffff_fff1;
+/// The hook of `ingress` (`pkt_sched.h`): its own handle, its parent, the filters' parent. Not
+/// `clsact`, whose second hook costs as much again and is not used; earlier versions had it, and their
+/// slots' filters have the same parent.
+const INGRESS_HANDLE: u32 = 0xffff_0000;
+const INGRESS_QDISC_PARENT: u32 = 0xffff_fff1;
 const INGRESS_PARENT: u32 = 0xffff_fff2;
 const ETH_P_ALL: u16 = 3;
 /// Priority 1, every protocol: the filter's key beside its handle.
@@ -111,7 +113,8 @@ pub(crate) enum Change {
     /// As [`Change::HostRoute`], also where another route has its place.
     RestoreRoute(u32, Ipv4Addr),
     Neighbour(u32, Ipv4Addr, MacAddr),
-    Clsact(u32),
+    /// The hook that packets meet first.
+    Ingress(u32),
     Shape(u32, Shape),
     /// Absent where it has no shape.
     Unshape(u32),
@@ -132,7 +135,7 @@ impl Change {
             Change::Address(..) => "RTM_NEWADDR",
             Change::HostRoute(..) => "RTM_NEWROUTE",
             Change::Neighbour(..) => "RTM_NEWNEIGH",
-            Change::Clsact(_) => "RTM_NEWQDISC clsact",
+            Change::Ingress(_) => "RTM_NEWQDISC ingress",
             Change::Shape(..) => "RTM_NEWQDISC tbf",
             Change::Unshape(_) => "RTM_DELQDISC",
             Change::DeleteLink(_) => "RTM_DELLINK",
@@ -173,9 +176,9 @@ impl Change {
                 m.attr(1, &ip.octets()).attr(2, &mac.octets());
                 m
             }
-            Change::Clsact(index) => {
-                let mut m = traffic(NEWQDISC, *index, CLSACT_HANDLE, CLSACT_PARENT, 0);
-                m.attr_str(1, "clsact");
+            Change::Ingress(index) => {
+                let mut m = traffic(NEWQDISC, *index, INGRESS_HANDLE, INGRESS_QDISC_PARENT, 0);
+                m.attr_str(1, "ingress");
                 m
             }
             Change::Shape(index, shape) => shape.message(*index),

@@ -20,7 +20,7 @@ impl Builder<'_> {
         let opened = at(Step::Namespace, self.kernel.enter_netns(netns));
         let failed = match opened {
             Ok(mut netns) => match self.take_over(spec, &mut parts, &mut netns) {
-                Ok(entry) => return Ok(self.slot(spec.block, netns, &entry)),
+                Ok(entry) => return Ok(self.slot(spec.block, netns, &entry, None)),
                 Err(error) => {
                     // Not waited for: its VMM may hold the namespace for a while.
                     drop(netns);

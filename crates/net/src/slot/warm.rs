@@ -45,8 +45,11 @@ impl SlotSpec<'_> {
 /// A whole slot that is nobody's: the judge has no row for it and drops every packet. Dropping it
 /// leaves the host's rows behind: [`crate::Engine::discard`] is the way.
 pub struct WarmSlot {
-    spec: WarmSpec,
-    netns: Netns,
+    pub(super) spec: WarmSpec,
+    pub(super) netns: Netns,
+    /// When what the block's last tenant left half sent is gone from the host; 0 when nothing is there.
+    /// Nothing comes after it: nobody can send from this block while its slot is warm.
+    pub(super) fragments_from: u64,
 }
 
 impl fmt::Debug for WarmSlot {
@@ -83,23 +86,18 @@ impl Builder<'_> {
     pub(crate) fn prepare(&self, spec: &WarmSpec, alias: String) -> Made<WarmSlot> {
         let mut parts = Parts::default();
         match self.build(spec, alias, &mut parts) {
-            Ok(netns) => Ok(WarmSlot { spec: *spec, netns }),
+            Ok((netns, fragments_from)) => Ok(WarmSlot { spec: *spec, netns, fragments_from }),
             Err(error) => Err((error, self.take_away(spec.block, parts).err())),
         }
     }
 
     /// Gives a slot to a VM: from the last call on, its packets are judged by `policy`. Where that
     /// fails, the slot is taken away.
-    pub(crate) fn occupy(
-        &self,
-        warm: WarmSlot,
-        policy: &CompiledPolicy,
-        alias: Option<String>,
-    ) -> Made<Slot> {
-        let spec = warm.spec;
+    pub(crate) fn occupy(&self, warm: WarmSlot, policy: &CompiledPolicy) -> Made<Slot> {
+        let (spec, fragments_from) = (warm.spec, warm.fragments_from);
         let mut parts = warm.into_parts();
-        match (self.seat(&spec, policy, alias, &mut parts), parts.netns.take()) {
-            (Ok(entry), Some(netns)) => Ok(self.slot(spec.block, netns, &entry)),
+        match (self.seat(&spec, fragments_from, policy, &mut parts), parts.netns.take()) {
+            (Ok(entry), Some(netns)) => Ok(self.slot(spec.block, netns, &entry, Some(spec))),
             (Ok(_), None) => unreachable!("a warm slot has its namespace"),
             (Err(error), netns) => {
                 parts.netns = netns;
@@ -111,36 +109,33 @@ impl Builder<'_> {
     fn seat(
         &self,
         spec: &WarmSpec,
+        fragments_from: u64,
         policy: &CompiledPolicy,
-        alias: Option<String>,
         parts: &mut Parts,
     ) -> Result<SlotEntry, StepError> {
         let kernel = &**self.kernel;
-        let block = spec.block;
         let policy = at(Step::Policy, self.lock().acquire(kernel, policy))?;
         parts.policy = Some(policy);
-        if alias.is_some() {
-            let named = LinkSettings { alias, ..LinkSettings::default() };
-            at(Step::Outside, kernel.change(Place::Host, &Change::Settings(block.host_ifindex(), named)))?;
-        }
-        // What the last tenant left half sent must not become part of what this one sends.
-        let fragments_from = at(Step::Judge, kernel.fragments_gone_by())?;
         let terms = Terms { shaped: spec.limits.mbit_up.is_some(), fragments_from };
-        let entry = SlotEntry::new(block, policy, terms);
-        at(Step::Judge, kernel.set_slot(block.id(), &entry))?;
+        let entry = SlotEntry::new(spec.block, policy, terms);
+        at(Step::Judge, kernel.set_slot(spec.block.id(), &entry))?;
         parts.judged = true;
         Ok(entry)
     }
 
-    fn build(&self, spec: &WarmSpec, alias: String, parts: &mut Parts) -> Result<Netns, StepError> {
+    fn build(&self, spec: &WarmSpec, alias: String, parts: &mut Parts) -> Result<(Netns, u64), StepError> {
         let kernel = &**self.kernel;
         let admit = host_table::admit(self.table, spec.block, &spec.limits);
         at(Step::Admit, kernel.apply(Place::Host, &admit))?;
         parts.admitted = true;
 
         let mut netns = at(Step::Namespace, kernel.new_netns())?;
-        match self.furnish(spec, alias, parts, &mut netns) {
-            Ok(()) => Ok(netns),
+        let furnished = self.furnish(spec, alias, parts, &mut netns).and_then(|()| {
+            // What the last tenant left half sent must not become part of what the next one sends.
+            at(Step::Judge, kernel.fragments_gone_by())
+        });
+        match furnished {
+            Ok(fragments_from) => Ok((netns, fragments_from)),
             Err(error) => {
                 parts.netns = Some(netns);
                 Err(error)
@@ -166,32 +161,22 @@ impl Builder<'_> {
         for (index, program) in
             [(block.tap_ifindex(), Program::FromGuest), (block.peer_ifindex(), Program::ToGuest)]
         {
-            let clsact = Change::Clsact(index);
-            at(Step::Attach, kernel.change(Place::Inside(netns), &clsact))?;
+            let hook = Change::Ingress(index);
+            at(Step::Attach, kernel.change(Place::Inside(netns), &hook))?;
             at(Step::Attach, kernel.attach(netns, index, program))?;
         }
         for change in shapes(spec) {
             at(Step::Shape, kernel.change(Place::Inside(netns), &change))?;
         }
-        for change in inside(block) {
-            at(Step::Inside, kernel.change(Place::Inside(netns), &change))?;
-        }
-        for change in outside(block, alias) {
-            at(Step::Outside, kernel.change(Place::Host, &change))?;
-        }
+        at(Step::Inside, kernel.change_all(Place::Inside(netns), &inside(spec)))?;
+        at(Step::Outside, kernel.change_all(Place::Host, &outside(block, alias)))?;
         kernel.seal(netns);
         Ok(())
     }
 }
 
-fn tap(spec: &WarmSpec) -> TapSpec {
-    TapSpec {
-        name: TAP,
-        index: spec.block.tap_ifindex(),
-        mac: spec.block.host_mac(),
-        mtu: spec.mtu,
-        owner: spec.tap_owner,
-    }
+pub(super) fn tap(spec: &WarmSpec) -> TapSpec {
+    TapSpec { name: TAP, index: spec.block.tap_ifindex(), mac: spec.block.host_mac(), owner: spec.tap_owner }
 }
 
 fn veth(spec: &WarmSpec, scope: Scope) -> Veth {
@@ -226,12 +211,14 @@ pub(super) fn unshaped(spec: &WarmSpec) -> impl Iterator<Item = u32> {
 
 /// Inside: nothing is routed (a new namespace inherits the host's `ip_forward`), no IPv6 address,
 /// and a gateway that knows its guest.
-fn inside(block: Block) -> [Change; 7] {
+fn inside(spec: &WarmSpec) -> [Change; 7] {
+    let block = spec.block;
     let closed = LinkSettings { forwarding: Some(false), no_ipv6_address: true, ..LinkSettings::default() };
+    let new = LinkSettings { mac: Some(block.host_mac()), mtu: Some(spec.mtu), ..closed.clone() };
     let (tap, peer) = (block.tap_ifindex(), block.peer_ifindex());
     let gateway = Ipv4Net::new_assert(block.gateway(), block.net().prefix_len());
     [
-        Change::Settings(tap, closed.clone()),
+        Change::Settings(tap, new),
         Change::Settings(peer, closed),
         Change::Address(tap, gateway),
         Change::Neighbour(tap, block.guest(), block.guest_mac()),

@@ -26,6 +26,7 @@ mod limits;
 mod live;
 mod network_manager;
 mod networkd;
+mod recycle;
 mod reuse;
 mod rig;
 mod shaping;

@@ -16,7 +16,7 @@ use enisle_testkit::{Netns, World};
 use etherparse::IpFragOffset;
 
 use crate::limits::NOWHERE;
-use crate::rig::{LIMIT, QUIET, Vm, carries, create_limited, lists, open};
+use crate::rig::{LIMIT, QUIET, Vm, carries, claimed, create_limited, lists, nobody_inside, open};
 
 const LATE: &[u8] = b"an answer that was on its way";
 const OLD: &[u8] = b"of the last tenant";
@@ -27,12 +27,14 @@ const GUEST: &str = "169.254.100.2";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Removed,
+    /// Its slot is the next one's.
+    Recycled,
     /// Every descriptor of daemon and VMM is closed, and nothing is undone: what the kernel does
     /// when both are killed.
     Killed,
 }
 
-const ENDS: [End; 2] = [End::Removed, End::Killed];
+const ENDS: [End; 3] = [End::Removed, End::Recycled, End::Killed];
 
 /// A world whose first block has one tenant after another.
 struct House {
@@ -76,6 +78,15 @@ impl House {
             End::Removed => {
                 drop(guest);
                 self.engine.as_ref().unwrap().remove(slot).unwrap();
+            }
+            End::Recycled => {
+                drop(guest);
+                nobody_inside(&slot);
+                let engine = self.engine.as_ref().unwrap();
+                let warm = engine.recycle(slot, |_| panic!("it does not go")).unwrap();
+                assert_eq!(warm.spec().limits, next.1);
+                self.vm = Some(claimed(engine, warm, next.0));
+                return;
             }
             End::Killed => drop((guest, slot, self.engine.take())),
         }

@@ -1,11 +1,11 @@
 //! A world with an engine and guests in it, and the assertions all rows share.
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::{PolicySpec, compile};
-use enisle_net::{Engine, EngineConfig, Limits, Scope, Slot, SlotSpec, SlotStats};
+use enisle_net::{Engine, EngineConfig, Limits, Scope, Slot, SlotSpec, SlotStats, WarmSlot};
 use enisle_testkit::frame::{Body, Seen};
 use enisle_testkit::probe::{Kind, Outcome};
 use enisle_testkit::sniff::Sniffer;
@@ -183,7 +183,17 @@ pub(crate) fn create_limited(
         0 => world.host.run(|| engine.create(&spec)),
         _ => world.host.run(|| engine.claim(engine.prepare(&spec.warm())?, &name, &policy)),
     };
-    let slot = slot.unwrap();
+    inhabited(slot.unwrap())
+}
+
+/// The same in a slot that was nobody's.
+pub(crate) fn claimed(engine: &Engine, warm: WarmSlot, policy: &PolicySpec) -> Vm {
+    inhabited(engine.claim(warm, "vm-again", &compile(policy).unwrap()).unwrap())
+}
+
+/// Takes the tap's queue as the slot's guest.
+fn inhabited(slot: Slot) -> Vm {
+    let block = slot.block();
     let tap = slot.open_tap().unwrap();
     let ident = Ident {
         mac: block.guest_mac().octets(),
@@ -192,6 +202,21 @@ pub(crate) fn create_limited(
         gateway: block.gateway(),
     };
     Vm { slot, guest: TapGuest::new(tap, ident).unwrap() }
+}
+
+/// Waits until the kernel counts no socket in a slot's namespace any more: those that the slot was made
+/// through are let go after a grace period.
+pub(crate) fn nobody_inside(slot: &Slot) {
+    let inside = Netns::from_fd(slot.netns()).unwrap();
+    let deadline = Instant::now() + 4 * LIMIT;
+    loop {
+        let text = inside.run(|| std::fs::read_to_string("/proc/thread-self/net/sockstat")).unwrap();
+        if text.starts_with("sockets: used 0\n") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{text}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Whether a frame asks something of `addr`: the first packet of a probe, not the rest of one.

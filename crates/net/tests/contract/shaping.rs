@@ -127,5 +127,5 @@ fn tso_packets_larger_than_the_bucket_are_cut() {
 fn without_a_limit_there_is_no_queue() {
     let mut rig = Rig::one();
     let text = qdiscs(&rig.vm().inside());
-    assert!(text.contains("clsact") && !text.contains("tbf"), "{text}");
+    assert!(text.contains("ingress") && !text.contains("tbf"), "{text}");
 }

@@ -27,6 +27,15 @@ impl Maker for Engine {
     }
 }
 
+/// What slots there are to be.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    /// Those of the next VMs: made where they are not there.
+    pub(crate) next: Vec<WarmSpec>,
+    /// Those of the VMs after them: kept where they are there, since VMs that went have left them.
+    pub(crate) later: Vec<WarmSpec>,
+}
+
 /// The warm slots.
 #[derive(Debug)]
 pub(super) struct Warm<S> {
@@ -38,6 +47,10 @@ pub(super) struct Warm<S> {
 #[derive(Debug)]
 struct State<S> {
     ready: BTreeMap<Block, S>,
+    /// Ready ones whose last VM still has the block: nobody gets it yet, nor is it in the way.
+    returned: BTreeSet<Block>,
+    /// As many as may be ready: as many as were wanted last.
+    limit: usize,
     /// The one that is being made ahead of time, or taken away because others come first.
     at_work: Option<Block>,
     /// Blocks whose VMs are being given a slot at this moment.
@@ -48,7 +61,7 @@ struct State<S> {
 }
 
 /// A block that a VM is being given. Nobody else makes its slot until this goes.
-pub(super) struct Wanted<'a, S>(&'a Warm<S>, Block);
+pub(super) struct Claim<'a, S>(&'a Warm<S>, Block);
 
 /// The block that is being worked on ahead of time, until this goes.
 struct AtWork<'a, S>(&'a Warm<S>);
@@ -57,6 +70,8 @@ impl<S> Default for Warm<S> {
     fn default() -> Self {
         let state = State {
             ready: BTreeMap::new(),
+            returned: BTreeSet::new(),
+            limit: 0,
             at_work: None,
             wanted: BTreeSet::new(),
             stale: false,
@@ -69,18 +84,37 @@ impl<S> Default for Warm<S> {
 impl<S: Send> Warm<S> {
     /// Takes a block for a VM, with its slot if that is made already. Waits while that is just being
     /// made or taken away, milliseconds.
-    pub(super) fn want(&self, block: Block) -> (Wanted<'_, S>, Option<S>) {
+    pub(super) fn want(&self, block: Block) -> (Claim<'_, S>, Option<S>) {
         let mut state = self.lock();
         state.wanted.insert(block);
         let mut state = self.wait_while(state, |state| state.at_work == Some(block));
         let ready = state.ready.remove(&block);
-        (Wanted(self, block), ready)
+        (Claim(self, block), ready)
     }
 
     /// A block may be free again.
     pub(super) fn nudge(&self) {
-        self.lock().stale = true;
+        let mut state = self.lock();
+        state.stale = true;
+        state.returned.clear();
+        drop(state);
         self.changed.notify_all();
+    }
+
+    /// Whether a slot that a VM has left may be kept.
+    pub(super) fn has_room(&self) -> bool {
+        let state = self.lock();
+        !state.closed && state.ready.len() < state.limit
+    }
+
+    /// Keeps a slot that a VM has left; gives it back when it is over.
+    pub(super) fn take_back(&self, block: Block, slot: S) -> Option<S> {
+        let mut state = self.lock();
+        if state.closed {
+            return Some(slot);
+        }
+        state.returned.insert(block);
+        state.ready.insert(block, slot)
     }
 
     /// Waits until there may be something to do, and no VM is waiting for its slot; `false` when it
@@ -92,13 +126,14 @@ impl<S: Send> Warm<S> {
         !state.closed
     }
 
-    /// Makes the slots of `specs` that are not there, one after the other, and takes away those that
-    /// are not in it. Gives way to VMs that want theirs.
+    /// Makes the next slots that are not there, one after the other, and takes away those that are not
+    /// wanted. Gives way to VMs that want theirs.
     ///
     /// # Errors
     /// The maker's, of the first slot that could not be made or taken away.
-    pub(super) fn fill(&self, maker: &impl Maker<Slot = S>, specs: &[WarmSpec]) -> Result<(), NetError> {
-        for spec in specs {
+    pub(super) fn fill(&self, maker: &impl Maker<Slot = S>, wanted: &Wanted) -> Result<(), NetError> {
+        self.lock().limit = wanted.next.len() + wanted.later.len();
+        for spec in &wanted.next {
             let Some(_at_work) = self.begin(spec.block) else { continue };
             match maker.prepare(spec) {
                 Ok(slot) => drop(self.lock().ready.insert(spec.block, slot)),
@@ -107,7 +142,7 @@ impl<S: Send> Warm<S> {
                 Err(error) => return Err(error),
             }
         }
-        while let Some((_at_work, slot)) = self.beyond(specs) {
+        while let Some((_at_work, slot)) = self.beyond(wanted) {
             maker.discard(slot)?;
         }
         Ok(())
@@ -146,9 +181,10 @@ impl<S: Send> Warm<S> {
     }
 
     /// Begins to take away one that is not among those that come next.
-    fn beyond(&self, specs: &[WarmSpec]) -> Option<(AtWork<'_, S>, S)> {
+    fn beyond(&self, wanted: &Wanted) -> Option<(AtWork<'_, S>, S)> {
         let mut state = self.lock();
-        let spare = |block: &&Block| !specs.iter().any(|spec| spec.block == **block);
+        let wanted = |block: &Block| wanted.next.iter().chain(&wanted.later).any(|spec| spec.block == *block);
+        let spare = |block: &&Block| !wanted(block) && !state.returned.contains(block);
         let block = *state.ready.keys().rev().find(spare)?;
         let slot = state.ready.remove(&block)?;
         state.at_work = Some(block);
@@ -171,7 +207,7 @@ impl<S> Warm<S> {
     }
 }
 
-impl<S> Drop for Wanted<'_, S> {
+impl<S> Drop for Claim<'_, S> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.wanted.remove(&self.1);

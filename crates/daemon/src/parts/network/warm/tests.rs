@@ -72,7 +72,7 @@ impl Bench {
     }
 
     fn fill(&self, specs: Vec<WarmSpec>) -> Receiver<bool> {
-        self.run(move |warm, maker| warm.fill(maker, &specs).is_ok())
+        self.run(move |warm, maker| warm.fill(maker, &Wanted { next: specs, later: Vec::new() }).is_ok())
     }
 
     /// What a VM finds on its block.
