@@ -16,6 +16,8 @@ mod host_table;
 mod judge;
 mod kernel;
 mod limits;
+#[doc(hidden)]
+pub mod measure;
 mod mend;
 mod netlink;
 mod nft;

@@ -17,7 +17,7 @@ mod recycle;
 mod warm;
 
 pub(crate) use recycle::Unclean;
-pub(crate) use warm::Made;
+pub(crate) use warm::{Made, encoded};
 pub use warm::{WarmSlot, WarmSpec};
 
 use std::fmt;

@@ -14,8 +14,9 @@ use crate::host_table;
 use crate::judge::{SlotEntry, Terms};
 use crate::kernel::{Netns, Place, Program, TapSpec};
 use crate::limits::Limits;
-use crate::netlink::route::{Change, LinkSettings, Veth};
+use crate::netlink::route::{self, Change, LinkSettings, Veth};
 use crate::netlink::shape::Shape;
+use crate::nft;
 use crate::plan::Block;
 use crate::policy::CompiledPolicy;
 use crate::scope::Scope;
@@ -173,6 +174,18 @@ impl Builder<'_> {
         kernel.seal(netns);
         Ok(())
     }
+}
+
+/// Every netlink request that making a slot sends, encoded; how many bytes that is.
+pub(crate) fn encoded(spec: &WarmSpec, scope: Scope) -> usize {
+    let index = spec.block.tap_ifindex();
+    let hooks = [spec.block.tap_ifindex(), spec.block.peer_ifindex()];
+    let batches = [host_table::admit(&scope.table(), spec.block, &spec.limits), slot_table::render()];
+    let changes = hooks.map(Change::Ingress).into_iter().chain(shapes(spec)).chain(inside(spec));
+    let changes = changes.chain(outside(spec.block, scope.alias("agents-1")));
+    let links = [route::veth(&veth(spec, scope), 3), route::classifier(index, 3, "from_guest")];
+    let messages = batches.iter().flat_map(nft::messages).chain(changes.map(|change| change.message()));
+    messages.chain(links).map(|message| message.finish(1).len()).sum()
 }
 
 pub(super) fn tap(spec: &WarmSpec) -> TapSpec {
