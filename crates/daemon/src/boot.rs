@@ -26,6 +26,7 @@ use crate::store::{Store, StoreError, VmRow};
 use crate::survivors::{self, Found};
 use crate::vm::create::Workshop;
 use crate::vm::plan::{GroupPlan, StateDirs};
+use crate::vm::queue::{self, Queue};
 use crate::vm::registry::Registry;
 use enisle_api::Version;
 use enisle_image::{ImageError, ImageStore};
@@ -224,7 +225,8 @@ async fn up(config: &Config, vms: VmsPolicy, faults: FaultPlan) -> Result<ExitCo
         initramfs,
         survivors: Mutex::new(living.into_iter().collect()),
     });
-    let workshop = Workshop { parts, store: Arc::clone(&store), faults };
+    let queue = Queue::new(config.start_at_once.map_or_else(at_once, |n| n as usize), queue::this_host);
+    let workshop = Workshop { parts, store: Arc::clone(&store), faults, queue };
     let of_groups = groups.clone();
     let registry = Arc::new(Registry::new(workshop, groups, dirs.clone(), wishes.stop.clone()));
     adopt(&registry, rows).await;
@@ -233,7 +235,7 @@ async fn up(config: &Config, vms: VmsPolicy, faults: FaultPlan) -> Result<ExitCo
     let close_api = CancellationToken::new();
     let api = tokio::spawn(http::serve(listener, http::router(Arc::new(app)), close_api.clone()));
     if !wishes.stop.is_cancelled() {
-        registry.start_configured(at_once());
+        registry.start_configured();
     }
     shutdown::notify(&[sd_notify::NotifyState::Ready]);
     let up = Up { wishes, registry, network, api, close_api, dirs, store };

@@ -1,5 +1,7 @@
-//! The root disk: mounted, and grown to the size the VM was given.
+//! The root disk: mounted, and grown to the size the VM was given. Growing waits until the guest is
+//! ready: the kernel adds room group by group, much faster than anybody could fill it.
 
+use crate::console::say;
 use anyhow::Context;
 use rustix::mount::MountFlags;
 use std::fs::{self, File};
@@ -21,15 +23,28 @@ pub(super) fn mount() -> anyhow::Result<()> {
     Ok(rustix::mount::mount(DEVICE, MOUNT_POINT, "ext4", MountFlags::NOATIME, None)?)
 }
 
-/// Grows the mounted file system to the size of its device. Nothing to do is no error.
-pub(super) fn grow() -> anyhow::Result<()> {
+/// Grows the root file system to the size of its device, on a thread of its own.
+pub(crate) fn grow_in_background() {
+    // A disk that could not be grown is a small disk, not a dead guest.
+    let task = || {
+        if let Err(e) = grow() {
+            say(format_args!("grow the root file system: {e:#}"));
+        }
+    };
+    if let Err(e) = std::thread::Builder::new().name("grow".to_owned()).spawn(task) {
+        say(format_args!("grow the root file system: {e}"));
+    }
+}
+
+/// Nothing to do is no error.
+fn grow() -> anyhow::Result<()> {
     let mut device = File::open(DEVICE).with_context(|| format!("open {DEVICE}"))?;
     let device_bytes = device.seek(SeekFrom::End(0))?;
     let geometry = Geometry::read(&device)?;
     if device_bytes < geometry.bytes().saturating_add(WORTH_GROWING) {
         return Ok(());
     }
-    let root = File::open(MOUNT_POINT)?;
+    let root = File::open("/")?;
     rustix::fs::ext4_ioc_resize_fs(&root, device_bytes / geometry.block_bytes)
         .with_context(|| format!("resize {DEVICE} from {} to {device_bytes} bytes", geometry.bytes()))
 }

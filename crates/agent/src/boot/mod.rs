@@ -4,7 +4,7 @@
 //! fails; a guest that cannot be set up says why to the host and on the console and switches
 //! itself off. Refuses: threads. PID 1 forks later, and a process that forks has one thread.
 
-mod disk;
+pub(crate) mod disk;
 mod identity;
 mod init;
 pub mod link;
@@ -96,10 +96,6 @@ fn apply(config: &BootConfig) -> Result<(), StepError> {
         net::configure(net).step(|| format!("configure eth0 with {}/{}", net.address, net.prefix_len))?;
     }
     disk::mount().step(|| format!("mount {} on {}", disk::DEVICE, disk::MOUNT_POINT))?;
-    // A disk that could not be grown is a small disk, not a dead guest.
-    if let Err(e) = disk::grow() {
-        say(format_args!("grow the root file system: {e:#}"));
-    }
     mounts::switch_root(disk::MOUNT_POINT)?;
     mounts::complete();
     identity::write(config);

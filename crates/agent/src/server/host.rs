@@ -2,6 +2,7 @@
 //! whenever the old one breaks (a restarted daemon).
 
 use super::{Init, shutdown, userdata};
+use crate::boot::disk;
 use crate::boot::link::{Link, LinkError};
 use crate::console::say;
 use enisle_guest_proto::{BootCommand, BootEvent};
@@ -64,6 +65,8 @@ impl Events {
 pub(super) fn follow(first: Option<Link>, init: Init) {
     let events = Events::default();
     let boot_end = userdata::BootEnd::open(init);
+    // A server that was started again has grown it before.
+    let mut ungrown = first.is_some();
     let mut next = first;
     loop {
         let link = match next.take().map_or_else(|| Link::open(true, FOREVER).map(|(link, _)| link), Ok) {
@@ -75,7 +78,7 @@ pub(super) fn follow(first: Option<Link>, init: Init) {
                 continue;
             }
         };
-        if let Err(e) = serve(link, &events, init, &boot_end) {
+        if let Err(e) = serve(link, &events, (init, &boot_end), &mut ungrown) {
             say(format_args!("boot connection: {e}; connecting again"));
             events.with(|current| current.link = None);
         }
@@ -83,8 +86,16 @@ pub(super) fn follow(first: Option<Link>, init: Init) {
 }
 
 /// Reads commands until the connection ends, which is always an error.
-fn serve(mut link: Link, events: &Events, init: Init, boot_end: &userdata::BootEnd) -> Result<(), LinkError> {
+fn serve(
+    mut link: Link,
+    events: &Events,
+    (init, boot_end): (Init, &userdata::BootEnd),
+    ungrown: &mut bool,
+) -> Result<(), LinkError> {
     events.renew(link.try_clone()?)?;
+    if std::mem::take(ungrown) {
+        disk::grow_in_background();
+    }
     let mut script = userdata::Script::default();
     loop {
         match link.receive()?.control::<BootCommand>()? {

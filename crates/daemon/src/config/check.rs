@@ -242,6 +242,7 @@ fn config(keys: &ConfigKeys, groups: &[Located<GroupKeys>], source: &Source) -> 
         initramfs: keys.initramfs.as_ref().map(|path| path.value.0.clone()),
         image_dir: keys.image_dir.as_ref()?.value.0.clone(),
         state_dir: keys.state_dir.as_ref()?.value.0.clone(),
+        start_at_once: keys.start_at_once.as_ref().map(|number| number.value.0),
         groups: groups.iter().map(group).collect::<Option<_>>()?,
         image,
         ssh_keys,

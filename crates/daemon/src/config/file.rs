@@ -20,6 +20,8 @@ pub(super) const MAX_GROUPS: usize = 1024;
 const MAX_COUNT: u32 = 1 << 22;
 /// Warm slots of a group. More would only be memory: a VM takes longer to boot than they to make.
 const MAX_WARM: u32 = 256;
+/// microVMs that may start at the same time: far more than any host has processors for.
+const MAX_AT_ONCE: u32 = 256;
 
 keys! {
     /// Configuration of an Enisle daemon.
@@ -49,6 +51,9 @@ keys! {
         default("/var/lib/enisle/images") image_dir: Directory,
         /// Where the daemon keeps its state. One daemon at a time.
         default("/var/lib/enisle") state_dir: StateDirectory,
+        /// microVMs that start at the same time; the others are queued. Two more than the host has
+        /// processors without it.
+        optional start_at_once: Whole<1, MAX_AT_ONCE>,
         /// Public keys, as in authorized_keys, that may log in to every microVM.
         default([]) ssh_keys: List<SshKey, 256>,
     }

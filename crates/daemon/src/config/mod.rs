@@ -57,6 +57,8 @@ pub struct Config {
     pub image_dir: PathBuf,
     /// Where the daemon's state is; absolute, at most 64 bytes.
     pub state_dir: PathBuf,
+    /// VMs that start at the same time, where it is not for the daemon to say.
+    pub start_at_once: Option<u32>,
     /// Keys that may log in to every VM. Each group's list holds them already.
     pub ssh_keys: Vec<SshKey>,
     /// In the order of the file. Names differ, ranges do not overlap.

@@ -43,6 +43,7 @@ pub(crate) fn problem(error: &VmError) -> Problem {
         VmError::NoSuchGroup { .. } => new(Code::NotFound).pointer("/group"),
         VmError::GroupNeeded { .. } => new(Code::InvalidRequest).pointer("/group"),
         VmError::OutOfRange { field, .. } => new(Code::InvalidRequest).pointer(format!("/{field}")),
+        VmError::TooLarge(_) => new(Code::InvalidRequest).pointer("/ram_mb"),
         VmError::Store(error) => store_problem(error),
         VmError::Policy(error) => policy_problem(error),
         VmError::Network(_) => {

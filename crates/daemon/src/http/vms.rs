@@ -22,7 +22,7 @@ pub(super) async fn create(
     let vm = if create.wait {
         app.registry.start_and_wait(&create).await?
     } else {
-        app.registry.start(&create, None)?
+        app.registry.start(&create)?
     };
     Ok((StatusCode::CREATED, Json(vm.show())))
 }

@@ -39,7 +39,12 @@ pub(crate) enum Fault {
     Fail,
     Hang,
     Panic,
+    /// As on a blocking thread: made later than all others, whether or not somebody waits for it.
+    Late,
 }
+
+/// Turns of the scheduler until what is late is there.
+pub(crate) const TURNS_LATE: usize = 50;
 
 /// What there is, by name, and what shall go wrong.
 pub(crate) struct FakeParts {
@@ -84,14 +89,34 @@ impl FakeParts {
                 source: io::ErrorKind::StorageFull.into(),
             }),
             Some(Fault::Hang) => std::future::pending().await,
+            // Taken by `is_late`, which `make` asks first: only what is made can be late.
+            Some(Fault::Late) => Ok(()),
             Some(Fault::Panic) => panic!("asked to panic at {part}"),
         }
     }
 
     async fn make(&self, part: &'static str, plan: &VmPlan) -> Result<(), PartError> {
-        self.strike(part).await?;
-        assert!(self.things.lock().unwrap().insert(format!("{part} {}", plan.name())), "{part} made twice");
+        let made = if self.is_late(part) {
+            let (things, thing) = (Arc::clone(&self.things), format!("{part} {}", plan.name()));
+            let late = tokio::spawn(async move {
+                for _ in 0..TURNS_LATE {
+                    tokio::task::yield_now().await;
+                }
+                things.lock().unwrap().insert(thing)
+            });
+            late.await.unwrap()
+        } else {
+            self.strike(part).await?;
+            self.things.lock().unwrap().insert(format!("{part} {}", plan.name()))
+        };
+        assert!(made, "{part} made twice");
         Ok(())
+    }
+
+    fn is_late(&self, part: &'static str) -> bool {
+        let mut faults = self.faults.lock().unwrap();
+        let index = faults.iter().position(|fault| *fault == (part, Fault::Late));
+        index.map(|index| faults.remove(index)).is_some()
     }
 
     async fn remove(&self, part: &'static str, fault: &'static str, plan: &VmPlan) -> Result<(), PartError> {

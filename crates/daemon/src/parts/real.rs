@@ -184,6 +184,8 @@ impl Parts for RealParts {
     fn make_disk<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
         let (images, plan) = (self.images.clone(), Arc::clone(plan));
         Box::pin(blocking("making a disk", move || {
+            // As for the channel, which is made at the same time.
+            files::make_dir(&plan.home)?;
             let base = images.image(&plan.row.image).map_err(image)?;
             // A disk that is smaller than its image would cut it off.
             let size = plan.row.disk_bytes.max(base.virtual_size);

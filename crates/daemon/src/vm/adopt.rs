@@ -23,7 +23,7 @@ impl Adoption {
     /// Takes everything over. What failed half-way is in [`Made`] for `vm::remove`; a VMM that
     /// nobody owns then is killed here.
     pub(crate) async fn run(self) -> (Made, Result<(), PartError>) {
-        let mut made = Made::default();
+        let mut made = Made { turn: Some(self.workshop.queue.of_living()), ..Made::default() };
         let outcome = self.steps(&mut made).await;
         if outcome.is_err()
             && made.machine.is_none()

@@ -1,17 +1,22 @@
 //! Makes a VM, step by step, up to the guest's first instruction.
 //!
-//! Owns: the order. The slot is complete and judged before a VMM exists. Refuses: undoing; what
+//! Owns: the order. Slot, channel and disk are made at the same time; the slot is complete and
+//! judged before a VMM exists. Refuses: undoing; what
 //! was begun is in [`Made`], and `vm::remove` takes it away, whatever the outcome.
 
 use super::plan::VmPlan;
+use super::queue::{Place, Queue, Turn};
 use crate::chain::Chain;
 use crate::fault::{FaultPlan, Step};
 use crate::guest::boot::{BootChannel, BootNews};
 use crate::parts::{Machine, PartError, Parts};
 use crate::store::{Store, VmmProcess};
+use futures_util::FutureExt;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use std::time::Instant;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// What a creation works with.
@@ -20,6 +25,8 @@ pub(crate) struct Workshop {
     pub(crate) parts: Arc<dyn Parts>,
     pub(crate) store: Arc<Store>,
     pub(crate) faults: FaultPlan,
+    /// Who starts next.
+    pub(crate) queue: Arc<Queue>,
 }
 
 /// What there is of a VM beside its row.
@@ -27,8 +34,8 @@ pub(crate) struct Workshop {
 pub(crate) struct Made {
     pub(crate) boot: Option<BootChannel>,
     pub(crate) machine: Option<Arc<dyn Machine>>,
-    /// Its place among the VMs that start at the same time, kept until it is ready.
-    pub(crate) turn: Option<OwnedSemaphorePermit>,
+    /// Its turn in the queue, kept for as long as anything of it takes memory.
+    pub(crate) turn: Option<Turn>,
 }
 
 /// Why a VM could not be made.
@@ -62,33 +69,38 @@ pub(crate) struct Creation {
     pub(crate) workshop: Workshop,
     pub(crate) news: mpsc::Sender<BootNews>,
     pub(crate) called_off: CancellationToken,
-    /// A place among the VMs that are started at the same time.
-    pub(crate) turn: Option<Arc<Semaphore>>,
+    /// Its place in the queue of those that are to start.
+    pub(crate) place: Place,
 }
 
 impl Creation {
     /// Makes everything. Never dropped half-way: a step on a blocking thread would go on without
     /// anybody to undo it. [`Creation::called_off`] ends it between steps.
-    pub(crate) async fn run(self) -> (Made, Result<(), CreateError>) {
+    pub(crate) async fn run(mut self) -> (Made, Result<(), CreateError>) {
         let mut made = Made::default();
-        let outcome = self.steps(&mut made).await;
+        let outcome = match self.wait_for_turn().await {
+            Ok(turn) => {
+                made.turn = turn;
+                self.steps(&mut made).await
+            }
+            Err(called_off) => Err(called_off),
+        };
         (made, outcome)
     }
 
     async fn steps(&self, made: &mut Made) -> Result<(), CreateError> {
         let Workshop { parts, store, .. } = &self.workshop;
         let plan = &self.plan;
-        made.turn = self.wait_for_turn().await?;
-        self.step(Step::Slot, parts.make_slot(plan)).await?;
-        let listener = parts.make_channel(plan);
-        made.boot = Some(
-            self.step(Step::Channel, async {
-                let listener = listener.await?;
-                Ok(BootChannel::serve(listener, Arc::clone(plan), self.news.clone()))
-            })
-            .await?,
+        // Neither needs another. All are waited for, also when one has failed: a step that goes on
+        // by itself would make what has been undone.
+        let (slot, boot, disk) = tokio::join!(
+            self.step(Step::Slot, to_its_end("making a slot", parts.make_slot(plan))),
+            self.step(Step::Channel, to_its_end("making a channel", self.channel())),
+            self.step(Step::Disk, to_its_end("making a disk", parts.make_disk(plan))),
         );
-        self.step(Step::Disk, parts.make_disk(plan)).await?;
+        // First what must be taken away, then what went wrong.
+        let boot = boot.map(|boot| made.boot = Some(boot));
+        slot.and(boot).and(disk)?;
         let machine = self.launch().await?;
         let pid = machine.pid();
         made.machine = Some(Arc::clone(&machine));
@@ -100,12 +112,16 @@ impl Creation {
         .await
     }
 
-    async fn wait_for_turn(&self) -> Result<Option<OwnedSemaphorePermit>, CreateError> {
-        let Some(turn) = &self.turn else { return Ok(None) };
+    async fn channel(&self) -> Result<BootChannel, PartError> {
+        let listener = self.workshop.parts.make_channel(&self.plan).await?;
+        Ok(BootChannel::serve(listener, Arc::clone(&self.plan), self.news.clone()))
+    }
+
+    async fn wait_for_turn(&mut self) -> Result<Option<Turn>, CreateError> {
         tokio::select! {
             () = self.called_off.cancelled() => Err(CreateError::CalledOff),
-            // The semaphore is never closed.
-            permit = Arc::clone(turn).acquire_owned() => Ok(permit.ok()),
+            // The queue lives longer than who waits in it.
+            turn = self.place.turn() => Ok(turn),
         }
     }
 
@@ -125,7 +141,9 @@ impl Creation {
         if self.called_off.is_cancelled() {
             return Err(CreateError::CalledOff);
         }
+        let begun = Instant::now();
         let done = work.await.map_err(|cause| failed(step, cause))?;
+        tracing::debug!(vm = self.plan.name(), %step, took = ?begun.elapsed(), "made");
         self.end_of(step)?;
         Ok(done)
     }
@@ -133,6 +151,14 @@ impl Creation {
     fn end_of(&self, step: Step) -> Result<(), CreateError> {
         self.workshop.faults.check(step).map_err(|fault| failed(step, fault.into()))
     }
+}
+
+/// A defect in one part must not cut the others off.
+async fn to_its_end<T>(
+    what: &'static str,
+    work: impl Future<Output = Result<T, PartError>>,
+) -> Result<T, PartError> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or(Err(PartError::Panicked(what)))
 }
 
 fn failed(step: Step, cause: PartError) -> CreateError {

@@ -35,6 +35,9 @@ pub(crate) enum VmError {
         /// What it must be.
         rule: &'static str,
     },
+    /// More memory than this host has.
+    #[error(transparent)]
+    TooLarge(#[from] super::queue::TooLarge),
     /// The store refuses.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -16,6 +16,7 @@ pub(crate) mod explain;
 pub(crate) mod owner;
 pub(crate) mod plan;
 pub(crate) mod policy;
+pub(crate) mod queue;
 pub(crate) mod registry;
 pub(crate) mod remove;
 mod request;
@@ -28,6 +29,7 @@ pub(crate) use error::VmError;
 use crate::parts::Machine;
 use enisle_api::Vm;
 use plan::VmPlan;
+use queue::Ticket;
 use std::sync::Arc;
 use std::time::Duration;
 use table::State;
@@ -64,6 +66,8 @@ pub(crate) struct Handle {
     status: watch::Receiver<Status>,
     machine: watch::Receiver<Option<Arc<dyn Machine>>>,
     streams: Arc<Semaphore>,
+    /// Where it stands among those that are to start; none for one that was taken over.
+    ticket: Option<Ticket>,
 }
 
 impl Handle {
@@ -82,7 +86,11 @@ impl Handle {
     /// The VM as the API shows it.
     pub(crate) fn show(&self) -> Vm {
         let row = &self.plan.row;
-        let status = self.status.borrow().clone();
+        let mut status = self.status.borrow().clone();
+        if status.state == State::Creating && status.reason.is_none() {
+            let waiting = self.ticket.as_ref().and_then(Ticket::waiting);
+            status.reason = waiting.map(|waiting| waiting.to_string());
+        }
         Vm {
             name: row.name.clone(),
             group: row.group.clone(),

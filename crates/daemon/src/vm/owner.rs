@@ -6,6 +6,7 @@
 use super::adopt::Adoption;
 use super::create::{CreateError, Creation, Made, Workshop};
 use super::plan::VmPlan;
+use super::queue::Place;
 use super::remove::{self, Leftovers};
 use super::table::{self, Effect, Event, State};
 use super::{Command, Handle, MAX_STREAMS, Status};
@@ -84,18 +85,20 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    /// An owner for a VM that has its row, and the handle on it. `turn` bounds how many VMs are
-    /// made at the same time.
-    pub(crate) fn new(plan: Arc<VmPlan>, workshop: Workshop, turn: Option<Arc<Semaphore>>) -> (Self, Handle) {
+    /// An owner for a VM that has its row and a place in the queue, and the handle on it.
+    pub(crate) fn new(plan: Arc<VmPlan>, workshop: Workshop, place: Place) -> (Self, Handle) {
+        let ticket = place.ticket();
         let creation = |news, called_off| Creation {
             plan: Arc::clone(&plan),
             workshop: workshop.clone(),
             news,
             called_off,
-            turn,
+            place,
         };
         let work = |news, called_off| Work::Creating(Box::pin(creation(news, called_off).run()));
-        Self::busy_with(work, Arc::clone(&plan), workshop.clone())
+        let (owner, mut handle) = Self::busy_with(work, Arc::clone(&plan), workshop.clone());
+        handle.ticket = Some(ticket);
+        (owner, handle)
     }
 
     /// An owner for a VM of an earlier run that lives, and the handle on it.
@@ -128,6 +131,7 @@ impl Owner {
             status: watched,
             machine: machine_watched,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            ticket: None,
         };
         let owner = Self {
             plan,
@@ -305,7 +309,9 @@ impl Owner {
             return None;
         }
         self.deadline = None;
-        self.made.turn = None;
+        if let Some(turn) = &mut self.made.turn {
+            turn.settle();
+        }
         let ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.status.send_modify(|status| status.ready_after_ms = Some(ms));
         self.remember(self.workshop.store.set_running(self.plan.name(), ms));

@@ -22,7 +22,6 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// How long a creation with `wait` takes at most, unless the request says otherwise.
@@ -48,10 +47,11 @@ impl Registry {
         Self { workshop, groups, dirs, vms: Arc::default(), stopping }
     }
 
-    /// Starts a VM: returns when it has its name and address. `turn` bounds how many are made at
-    /// the same time.
-    pub(crate) fn start(&self, create: &CreateVm, turn: Option<Arc<Semaphore>>) -> Result<Handle, VmError> {
+    /// Starts a VM: returns when it has its name, its address, and a place in the queue of those that
+    /// start.
+    pub(crate) fn start(&self, create: &CreateVm) -> Result<Handle, VmError> {
         let accepted = request::accept(&self.groups, create)?;
+        let place = self.workshop.queue.enter(u64::from(accepted.vm.ram_mib))?;
         // One lock over "are we stopping?" and the insertion, so that the way down misses none.
         let mut vms = self.lock();
         if self.stopping.is_cancelled() {
@@ -67,7 +67,7 @@ impl Registry {
         }
         let plan = Arc::new(VmPlan::new(row, accepted.group, accepted.userdata, &self.dirs));
         tracing::info!(vm = plan.name(), address = %plan.block().guest(), "creating");
-        let (owner, handle) = Owner::new(Arc::clone(&plan), self.workshop.clone(), turn);
+        let (owner, handle) = Owner::new(Arc::clone(&plan), self.workshop.clone(), place);
         vms.insert(plan.name().to_owned(), handle.clone());
         drop(vms);
         tokio::spawn(supervise(owner, plan, self.workshop.clone(), Arc::clone(&self.vms)));
@@ -93,7 +93,7 @@ impl Registry {
     /// Starts a VM and waits until exec works in it, within the request's time. One that fails, or
     /// is not waited for to the end, is removed again.
     pub(crate) async fn start_and_wait(&self, create: &CreateVm) -> Result<Handle, VmError> {
-        let guard = Unready { handle: self.start(create, None)?, kept: false };
+        let guard = Unready { handle: self.start(create)?, kept: false };
         let handle = &guard.handle;
         let patience = create.timeout_ms.map_or(WAIT_DEFAULT, Duration::from_millis);
         match handle.ready(patience).await {
@@ -156,16 +156,14 @@ impl Registry {
         self.groups.iter().map(show).collect()
     }
 
-    /// Starts the VMs that the file asks for and that are not there yet; returns at once. At most `at_once` are being made or
-    /// boot at the same time: a thousand at once would all be late.
-    pub(crate) fn start_configured(&self, at_once: usize) {
-        let turn = Arc::new(Semaphore::new(at_once));
+    /// Starts the VMs that the file asks for and that are not there yet; returns at once.
+    pub(crate) fn start_configured(&self) {
         for group in &self.groups {
             let create = CreateVm { group: Some(group.config.name.clone()), ..CreateVm::default() };
             let runs = |vm: &&Handle| vm.plan.row.group == group.config.name && vm.state() == State::Running;
             let adopted = self.list().iter().filter(runs).count();
             for _ in adopted..group.config.count as usize {
-                if let Err(error) = self.start(&create, Some(Arc::clone(&turn))) {
+                if let Err(error) = self.start(&create) {
                     tracing::error!(group = group.config.name, "cannot start a VM: {}", Chain(&error));
                 }
             }

@@ -43,6 +43,8 @@ pub(crate) async fn clear(workshop: &Workshop, plan: &Arc<VmPlan>, made: Made) -
     left.note(workshop.parts.remove_disk(plan).await);
     left.note(workshop.parts.remove_channel(plan).await);
     left.note(workshop.parts.remove_slot(plan).await);
+    // Only now: what the next one needs is free.
+    drop(made.turn);
     left.into_result()
 }
 

@@ -3,15 +3,17 @@
 
 mod adopt;
 mod policy;
+mod queued;
 
 use super::create::Workshop;
 use super::plan::{GroupPlan, StateDirs, VmPlan};
+use super::queue::Queue;
 use super::registry::Registry;
 use super::table::State;
 use super::{Handle, VmError};
 use crate::config::{self, AnyHost};
 use crate::fault::{FaultPlan, Step};
-use crate::parts::fake::{FakeParts, Fault, Guest};
+use crate::parts::fake::{FakeParts, Fault, Guest, TURNS_LATE};
 use crate::store::Store;
 use enisle_api::{CreateVm, VmState};
 use enisle_vmm::ExitReason;
@@ -63,11 +65,17 @@ pub(crate) struct Bench {
 }
 
 pub(crate) fn bench(guest: Guest, faults: FaultPlan) -> Bench {
+    bench_with(guest, faults, 9)
+}
+
+/// The same where only so many VMs start at once.
+fn bench_with(guest: Guest, faults: FaultPlan, at_once: usize) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let (parts, told) = FakeParts::new(guest);
     let store = Arc::new(Store::open(dir.path()).unwrap());
     let groups = group_plans(FILE);
-    let workshop = Workshop { parts: parts.clone(), store: Arc::clone(&store), faults };
+    let queue = Queue::new(at_once, || None);
+    let workshop = Workshop { parts: parts.clone(), store: Arc::clone(&store), faults, queue };
     let stopping = CancellationToken::new();
     let registry = Arc::new(Registry::new(workshop, groups, StateDirs::new(dir.path()), stopping.clone()));
     Bench { registry, parts, store, stopping, told, dir }
@@ -167,11 +175,47 @@ async fn a_part_that_fails_undoes_what_was_made_before_it() {
 }
 
 #[tokio::test]
+async fn a_part_that_fails_while_others_are_being_made_leaves_none_of_them() {
+    let together = ["slot", "channel", "disk"];
+    for fails in together {
+        for fault in [Fault::Fail, Fault::Panic] {
+            let bench = bench(Guest::Honest, FaultPlan::default());
+            bench.parts.fault(fails, fault);
+            for late in together.into_iter().filter(|part| *part != fails) {
+                bench.parts.fault(late, Fault::Late);
+            }
+            let error = bench.registry.start_and_wait(&waiting()).await.err().expect("it fails");
+            assert!(error.to_string().contains(&format!("`{fails}`")), "{error}");
+            // What nobody waited for would be made by now.
+            for _ in 0..2 * TURNS_LATE {
+                tokio::task::yield_now().await;
+            }
+            bench.assert_bare();
+        }
+    }
+}
+
+#[tokio::test]
+async fn deleting_while_parts_are_being_made_waits_for_them() {
+    for late in ["slot", "channel", "disk"] {
+        let bench = bench(Guest::Honest, FaultPlan::default());
+        bench.parts.fault(late, Fault::Late);
+        let vm = bench.registry.start(&CreateVm::default()).unwrap();
+        tokio::task::yield_now().await;
+        timeout(SOON, vm.remove()).await.unwrap().unwrap();
+        for _ in 0..2 * TURNS_LATE {
+            tokio::task::yield_now().await;
+        }
+        bench.assert_bare();
+    }
+}
+
+#[tokio::test]
 async fn a_defect_in_a_part_leaves_no_vm_without_an_owner() {
-    for part in ["slot", "vmm", "remove disk"] {
+    for part in ["vmm", "remove disk"] {
         let bench = bench(Guest::Fleeting, FaultPlan::default());
         bench.parts.fault(part, Fault::Panic);
-        bench.registry.start(&CreateVm::default(), None).unwrap();
+        bench.registry.start(&CreateVm::default()).unwrap();
         bench.bare().await;
     }
 }
@@ -183,7 +227,7 @@ async fn what_goes_wrong_inside_is_told_and_kept_until_it_is_deleted() {
         (Guest::Broken, "the guest's set-up failed: mount /dev/vda: no [2J disk"),
     ] {
         let bench = bench(guest, FaultPlan::default());
-        let vm = bench.registry.start(&CreateVm::default(), None).unwrap();
+        let vm = bench.registry.start(&CreateVm::default()).unwrap();
         reaches(&vm, State::Failed).await;
         assert_eq!(vm.show().reason.as_deref(), Some(reason));
         assert_eq!(vm.show().pid, None);
@@ -251,7 +295,7 @@ async fn a_wait_has_its_bound() {
 async fn deleting_while_it_is_made_calls_the_creation_off() {
     let bench = bench(Guest::Honest, FaultPlan::default());
     bench.parts.fault("vmm", Fault::Hang);
-    let vm = bench.registry.start(&CreateVm::default(), None).unwrap();
+    let vm = bench.registry.start(&CreateVm::default()).unwrap();
     timeout(SOON, vm.remove()).await.unwrap().unwrap();
     bench.assert_bare();
 }
@@ -276,12 +320,12 @@ async fn a_guest_that_will_not_stop_gets_the_button_and_is_killed() {
 #[tokio::test]
 async fn the_daemon_stops_all_and_makes_no_more() {
     let bench = bench(Guest::Honest, FaultPlan::default());
-    bench.registry.start_configured(1);
+    bench.registry.start_configured();
     assert_eq!(bench.registry.list().len(), 2, "the range holds two");
     let stuck = timeout(SOON, bench.registry.stop_all(&CancellationToken::new())).await.unwrap();
     assert!(stuck.is_empty());
     bench.assert_bare();
-    assert!(matches!(bench.registry.start(&CreateVm::default(), None), Err(VmError::ShuttingDown)));
+    assert!(matches!(bench.registry.start(&CreateVm::default()), Err(VmError::ShuttingDown)));
 }
 
 #[tokio::test]
@@ -318,7 +362,7 @@ async fn what_cannot_be_removed_is_said_and_can_be_tried_again() {
 #[tokio::test]
 async fn requests_are_judged_before_anything_is_made() {
     let bench = bench(Guest::Honest, FaultPlan::default());
-    let refused = |create: CreateVm| bench.registry.start(&create, None).err().unwrap().to_string();
+    let refused = |create: CreateVm| bench.registry.start(&create).err().unwrap().to_string();
     assert!(refused(CreateVm { group: Some("x".into()), ..CreateVm::default() }).contains("agents"));
     assert!(refused(CreateVm { vcpu: Some(0), ..CreateVm::default() }).contains("vcpu"));
     assert!(refused(CreateVm { ram_mb: Some(63), ..CreateVm::default() }).contains("ram_mb"));

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -33,6 +33,7 @@ const MAX_CMDLINE: usize = 2047;
 struct Launch {
     qemu: Qemu,
     step: Step,
+    begun: Instant,
     estate: Estate,
 }
 
@@ -46,7 +47,7 @@ pub(super) struct Built {
 
 /// Launches, or undoes all of it and says which step failed.
 pub(super) async fn launch(qemu: Qemu, mut spec: MachineSpec) -> Result<Machine, VmmError> {
-    let mut launch = Launch { qemu, step: Step::Validate, estate: Estate::default() };
+    let mut launch = Launch { qemu, step: Step::Validate, begun: Instant::now(), estate: Estate::default() };
     match launch.build(&mut spec).await {
         Ok(built) => {
             let accelerator = launch.qemu.shared.accelerator;
@@ -67,7 +68,7 @@ impl Launch {
         let cmdline = cmdline(&self.qemu.shared, spec)?;
         let mut handed = Handed::default();
 
-        self.step = Step::Sockets;
+        self.go_on(Step::Sockets);
         let run_dir = spec.run_dir.clone();
         prepare_run_dir(&run_dir, spec.user)?;
         let (for_qemu, control) = rendezvous(&mut self.estate, &run_dir, CONTROL_SOCKET).await?;
@@ -75,20 +76,20 @@ impl Launch {
         let (for_qemu, output) = rendezvous(&mut self.estate, &run_dir, CONSOLE_SOCKET).await?;
         let console_fd = handed.keep(for_qemu);
 
-        self.step = Step::Files;
+        self.go_on(Step::Files);
         let Opened { kernel, initramfs, disks } = files::open(spec, &mut handed)?;
         let nic = spec.nic.take().map(|nic| NicFds { mac: nic.mac, mtu: nic.mtu, tap: handed.keep(nic.tap) });
 
-        self.step = Step::Console;
+        self.go_on(Step::Console);
         let console = Console::open(&spec.console).await?;
 
-        self.step = Step::Cgroup;
+        self.go_on(Step::Cgroup);
         let confinement = self.confine(spec).await?;
 
-        self.step = Step::VsockDevice;
+        self.go_on(Step::VsockDevice);
         let vhost_vsock = handed.keep(self.start_vsock_device(spec, &confinement).await?);
 
-        self.step = Step::Spawn;
+        self.go_on(Step::Spawn);
         let plan = Plan {
             name: spec.name.clone(),
             accelerator: self.qemu.shared.accelerator,
@@ -107,9 +108,15 @@ impl Launch {
         let pid = self.start_qemu(&plan, handed, &confinement)?;
         console.pump(output);
 
-        self.step = Step::Control;
+        self.go_on(Step::Control);
         let (control, report) = self.greet(control).await?;
         Ok(Built { pid, console, control, report })
+    }
+
+    /// What follows is of this step.
+    fn go_on(&mut self, step: Step) {
+        tracing::debug!(done = %self.step, since_the_call = ?self.begun.elapsed(), "launch");
+        self.step = step;
     }
 
     async fn confine(&mut self, spec: &mut MachineSpec) -> Result<Confinement, Cause> {

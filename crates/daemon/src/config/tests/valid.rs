@@ -22,6 +22,7 @@ fn the_smallest_file_is_valid_as_it_stands() {
     assert_eq!(config.hypervisor, Hypervisor::Auto);
     assert_eq!(config.state_dir, Path::new("/var/lib/enisle"));
     assert_eq!(config.image_dir, Path::new("/var/lib/enisle/images"));
+    assert_eq!(config.start_at_once, None);
     assert_eq!((config.kernel, config.initramfs), (None, None));
     let [group] = &config.groups[..] else {
         panic!("one group");
@@ -85,6 +86,7 @@ fn every_key_arrives() {
   kernel: /boot/vmlinuz
   initramfs: /boot/initrd.img
   image_dir: /srv/images
+  start_at_once: 7
   state_dir: /srv/state
   ssh_keys: ['{KEY} a@b']
   host_groups:
@@ -115,6 +117,7 @@ fn every_key_arrives() {
     assert_eq!(config.kernel.as_deref(), Some(Path::new("/boot/vmlinuz")));
     assert_eq!(config.initramfs.as_deref(), Some(Path::new("/boot/initrd.img")));
     assert_eq!(config.image_dir, Path::new("/srv/images"));
+    assert_eq!(config.start_at_once, Some(7));
     assert_eq!(config.state_dir, Path::new("/srv/state"));
     let [a, b] = &config.groups[..] else {
         panic!("two groups");
@@ -126,7 +129,7 @@ fn every_key_arrives() {
     assert_eq!(a.image, "default");
     assert_eq!(a.network.dns, [Ipv4Addr::new(9, 9, 9, 9), Ipv4Addr::new(1, 1, 1, 1)]);
     assert_eq!(a.network.policy.allow.len(), 2);
-    assert_eq!(a.network.allow_at[1], Place { line: 25, column: 40 });
+    assert_eq!(a.network.allow_at[1], Place { line: 26, column: 40 });
     assert_eq!((b.image.as_str(), b.ram_mib), ("ubuntu-24.04", 64));
     assert_eq!(b.ssh_keys.len(), 1);
 }

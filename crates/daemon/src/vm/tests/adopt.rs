@@ -39,7 +39,7 @@ async fn an_adopted_vm_runs_at_once_is_counted_and_goes_like_any_other() {
     assert_eq!(vm.show().ready_after_ms, Some(4321), "it was ready long ago");
 
     // The file asks for two: one more.
-    bench.registry.start_configured(2);
+    bench.registry.start_configured();
     assert_eq!(bench.registry.list().len(), 2);
     bench.registry.stop_all(&CancellationToken::new()).await;
     bench.bare().await;
