@@ -10,6 +10,7 @@ mod change;
 mod cold;
 mod crash;
 mod floor;
+mod guests;
 mod isolated;
 mod memory;
 mod path;
@@ -18,7 +19,6 @@ mod removal;
 mod report;
 mod room;
 mod statistics;
-mod unbuilt;
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -71,7 +71,7 @@ const GROUPS: [(&[u8], Group); 8] = [
     (&[15], change::measure),
     (&[12], crash::measure),
     (&[13], memory::measure),
-    (&[13, 14, 16], unbuilt::rows),
+    (&[13, 14, 16], guests::measure),
 ];
 
 fn main() -> ExitCode {
@@ -87,6 +87,9 @@ fn main() -> ExitCode {
 fn run() -> Result<ExitCode> {
     if std::env::args().nth(1).is_some_and(|first| first == crash::DOOMED) {
         return crash::doomed().map(|()| ExitCode::SUCCESS);
+    }
+    if std::env::args().nth(1).is_some_and(|first| first == guests::inside::WORD) {
+        return guests::inside::run().map(|()| ExitCode::SUCCESS);
     }
     let args = Args::parse();
     if let Some(code) = room::enter_own()? {
