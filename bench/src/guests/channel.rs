@@ -21,7 +21,7 @@ use crate::report::{Row, Target};
 use crate::statistics::Pairs;
 
 /// A transfer takes a second or more, so that the start of a program is little of it.
-const BYTES: u64 = 64 << 20;
+const BYTES: u64 = 32 << 20;
 /// Of the guest, vsock and TCP.
 const PORT: &str = "7016";
 /// Memory in the guest: its disk is no part of the channel.

@@ -15,6 +15,9 @@ use serde_json::Value;
 const DIR: &str = "/run/bench-vms";
 /// Longest wait for anything: emulated guests on a busy machine are slow.
 const PATIENCE: Duration = Duration::from_secs(240);
+/// Waits in the guest until systemd can be asked, and then until it has nothing more to start.
+const BOOT_END: &str =
+    "until [ -S /run/systemd/private ]; do sleep 0.2; done; systemctl is-system-running --wait";
 /// Between two looks at what tells nobody that it changed.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -93,7 +96,7 @@ impl Site {
     pub(super) fn settled_vm(&self) -> Result<String> {
         let name = self.run(&["vm", "new", "--wait"])?.trim().to_owned();
         // It fails where a unit failed; what counts is that it waits for the end of the boot.
-        self.cli(&["vm", "exec", &name, "--", "systemctl", "is-system-running", "--wait"]).status()?;
+        self.cli(&["vm", "exec", &name, "--", "sh", "-c", BOOT_END]).status()?;
         let own = std::env::current_exe()?;
         self.run(&["vm", "cp", &own.to_string_lossy(), &format!("{name}:/root/bench")])?;
         self.run(&["vm", "exec", &name, "--", "/root/bench", super::inside::WORD, "nothing"])

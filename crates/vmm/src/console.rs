@@ -21,6 +21,9 @@ use crate::spec::ConsoleSpec;
 const BYTES_PER_SECOND: u32 = 512 << 10;
 const BURST: u32 = 256 << 10;
 const CHUNK: usize = 8 << 10;
+/// What a read counts for at least. A guest writes its console byte by byte, and each read costs us
+/// turns of several threads: past the burst there are 512 a second, each of what has come meanwhile.
+const LEAST: usize = 1 << 10;
 /// Chunks a slow subscriber may be behind before it skips: half a MiB.
 const BACKLOG: usize = 64;
 /// What Linux prints first when it panics (`kernel/panic.c`).
@@ -127,7 +130,7 @@ impl Console {
                 self.shared.panicked.store(true, Ordering::Relaxed);
             }
             self.take(bytes).await;
-            pace.spent(read).await;
+            pace.spent(read.max(LEAST)).await;
         }
         let mut log = self.shared.log.lock().await;
         log.ended = true;

@@ -20,6 +20,9 @@ use std::thread::{self, JoinHandle};
 
 /// Relative paths start here (guest-proto).
 const HOME: &str = "/root";
+/// Bytes between the worker and the pump, and of the worker's buffer: fewer turns of the two.
+const PIPE: usize = 256 << 10;
+const BUFFER: usize = 64 << 10;
 /// Stack of a worker: a piece of a file is on the heap.
 const STACK: usize = 256 << 10;
 
@@ -70,6 +73,13 @@ fn start(
     Ok(Worker { thread: Some(thread), ended, complete })
 }
 
+fn wide_pipe() -> io::Result<(PipeReader, PipeWriter)> {
+    let (read, write) = io::pipe()?;
+    // Refused by a user's limit on pipes: the usual one does as well.
+    let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
+    Ok((read, write))
+}
+
 fn absolute(path: &str) -> Result<PathBuf, Failure> {
     if path.is_empty() || path.contains('\0') {
         return Err(failure(FailureCode::Invalid, format!("{path:?} is no path")));
@@ -86,12 +96,14 @@ pub(super) fn begin_out(path: &str, raw: bool) -> Result<Running, Failure> {
         std::fs::metadata(&path).map_err(|e| from_io(&path.display().to_string(), &e))?;
     }
     let begin = || -> io::Result<Running> {
-        let (read, write) = io::pipe()?;
+        let (read, write) = wide_pipe()?;
         let task = move || match file {
             Some(file) => send_raw(file, write, &path),
             None => {
                 let options = PackOptions { one_file_system: true, progress: None };
-                pack(&path, None, io::BufWriter::new(write), options).map(drop).map_err(|e| describe(&e))
+                pack(&path, None, io::BufWriter::with_capacity(BUFFER, write), options)
+                    .map(drop)
+                    .map_err(|e| describe(&e))
             }
         };
         let worker = start(Arc::default(), task)?;
@@ -129,7 +141,7 @@ pub(super) fn begin_in(path: &str, raw: bool) -> Result<Running, Failure> {
         return Err(failure(FailureCode::NotFound, message));
     }
     let begin = || -> io::Result<Running> {
-        let (read, write) = io::pipe()?;
+        let (read, write) = wide_pipe()?;
         let complete = Arc::new(AtomicBool::new(false));
         let input = Whole { input: read, complete: Arc::clone(&complete) };
         let task = move || receive(input, &path, raw).map_err(|e| describe(&e));
@@ -150,7 +162,7 @@ fn receive(input: Whole, path: &Path, raw: bool) -> Result<(), ArchiveError> {
     }
     // The archive is the operator's and the guest is his too: it keeps what `cp -p` would keep.
     let options = UnpackOptions { keep_set_id: true, owner: Owner::Destination, progress: None };
-    unpack(io::BufReader::new(input), path, options).map(drop)
+    unpack(io::BufReader::with_capacity(BUFFER, input), path, options).map(drop)
 }
 
 /// Input whose end counts only when the daemon said it was the end.

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// With this much unsent, nothing more is read from anywhere, in bytes.
 pub(super) const CONGESTED: usize = 256 << 10;
+/// Some guest kernels hang on larger writes.
+const MAX_WRITE: usize = 32 << 10;
 /// The daemon takes the last message and closes within this time.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -107,8 +109,7 @@ impl Connection {
     /// Sends what the kernel takes without blocking.
     pub(super) fn flush(&mut self) -> Result<(), ConnectionError> {
         while let Some(rest) = self.unsent.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            // At most a frame a write: some guest kernels hang on larger ones.
-            match rustix::io::write(&self.fd, &rest[..rest.len().min(MAX_FRAME)]) {
+            match rustix::io::write(&self.fd, &rest[..rest.len().min(MAX_WRITE)]) {
                 Ok(length) => self.sent += length,
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}

@@ -15,12 +15,14 @@ use serde::Serialize;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 /// Most connections at once, where the limit of open files allows it.
 const MAX_CONNECTIONS: u64 = 4096;
+/// Bytes moved at once, each way.
+const CHUNK: usize = 64 << 10;
 /// Files that are no connection: standard streams, listeners, the runtime's own.
 const OTHER_FILES: u64 = 64;
 /// How long a guest may take to read the last bytes of a connection that both sides have ended.
@@ -244,7 +246,7 @@ impl Forward {
 /// Both directions to their ends, each half closed on its own. Gives the local side back when
 /// the connection broke instead of ending.
 async fn carry<S: AsyncRead + AsyncWrite + Unpin>(mut local: S, mut guest: Connection) -> Option<S> {
-    if copy_bidirectional(&mut local, &mut guest).await.is_err() {
+    if copy_bidirectional_with_sizes(&mut local, &mut guest, CHUNK, CHUNK).await.is_err() {
         return Some(local);
     }
     // The last bytes may still be on their way, and dropping the connection would cut them off.
