@@ -8,7 +8,7 @@ pub const VERSION: &str = "/v1/version";
 pub const GROUPS: &str = "/v1/groups";
 /// `POST` [`crate::Verify`] → [`crate::Verified`], once every row was asked.
 pub const VERIFY: &str = "/v1/verify";
-/// `GET` → list of [`crate::Vm`]; `POST` [`crate::CreateVm`] → 201 [`crate::Vm`].
+/// `GET ?label=KEY[=VALUE]`, repeatable → list of [`crate::Vm`] that have all of them; `POST` [`crate::CreateVm`] → 201 [`crate::Vm`].
 pub const VMS: &str = "/v1/vms";
 /// `GET` → [`crate::Vm`]; `DELETE` → 204.
 pub const VM: &str = "/v1/vms/{name}";
@@ -31,6 +31,13 @@ pub const VM_STREAM: &str = "/v1/vms/{name}/stream";
 #[must_use]
 pub fn vm(name: &str) -> String {
     format!("/v1/vms/{}", encode(name))
+}
+
+/// The path of the VMs that have all of these labels, each `KEY` or `KEY=VALUE`.
+#[must_use]
+pub fn vms(labels: &[String]) -> String {
+    let filters: Vec<String> = labels.iter().map(|label| format!("label={}", encode(label))).collect();
+    if filters.is_empty() { VMS.to_owned() } else { format!("{VMS}?{}", filters.join("&")) }
 }
 
 /// The path of one VM's log.
@@ -80,6 +87,7 @@ mod tests {
     #[test]
     fn odd_names_cannot_leave_their_segment() {
         assert_eq!(super::vm("a/../b?c"), "/v1/vms/a%2F..%2Fb%3Fc");
+        assert_eq!(super::vms(&["a=b c".into(), "d".into()]), "/v1/vms?label=a%3Db%20c&label=d");
         assert_eq!(super::vm_stream("agents-1"), "/v1/vms/agents-1/stream");
     }
 }

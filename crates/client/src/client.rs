@@ -78,6 +78,14 @@ impl Client {
         self.get(routes::VMS).await
     }
 
+    /// The VMs that have all of these labels, each `KEY` or `KEY=VALUE`. At most 30 s.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn vms_with(&self, labels: &[String]) -> Result<Vec<Vm>, Error> {
+        self.get(&routes::vms(labels)).await
+    }
+
     /// One VM. At most 30 s.
     ///
     /// # Errors

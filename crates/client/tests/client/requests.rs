@@ -12,12 +12,16 @@ async fn vms_come_and_go() {
     assert_eq!(client.health().await.unwrap().status, "ok");
     assert_eq!(client.version().await.unwrap().hypervisor, "none");
     assert_eq!(client.groups().await.unwrap()[0].capacity, 256);
-    let create = CreateVm { vcpu: Some(3), userdata: Some("#!/bin/sh".into()), ..CreateVm::default() };
+    let labels = [("team".to_owned(), "a b&c".to_owned())].into();
+    let create =
+        CreateVm { vcpu: Some(3), userdata: Some("#!/bin/sh".into()), labels, ..CreateVm::default() };
     let made = client.create_vm(&create).await.unwrap();
     assert_eq!((made.name.as_str(), made.vcpu), ("agents-2", 3));
     assert!(daemon.shared.seen.lock().unwrap().created == Some(create));
     assert_eq!(client.vm("agents-2").await.unwrap(), made);
     assert_eq!(client.vms().await.unwrap().len(), 2);
+    assert_eq!(client.vms_with(&["team=a b&c".into()]).await.unwrap(), [made]);
+    assert_eq!(client.vms_with(&["team=a".into()]).await.unwrap(), []);
     client.delete_vm("agents-2").await.unwrap();
     let gone = client.delete_vm("agents-2").await.unwrap_err();
     assert_eq!(gone.code(), Some(Code::NotFound));

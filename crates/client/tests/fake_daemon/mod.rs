@@ -180,6 +180,9 @@ fn vm(name: &str, create: &CreateVm) -> Vm {
         created_ms: 0,
         ready_after_ms: None,
         userdata_exit: None,
+        labels: create.labels.clone(),
+        expires_ms: create.ttl_ms,
+        idle_timeout_ms: create.idle_timeout_ms,
     }
 }
 
@@ -187,8 +190,15 @@ fn missing(name: &str) -> Refusal {
     Refusal(Problem::new(Code::NotFound, format!("no VM `{name}`")).hint("see `enisle vm list`"))
 }
 
-async fn list(State(shared): Shares) -> Json<Vec<Vm>> {
-    Json(shared.vms.lock().unwrap().values().cloned().collect())
+async fn list(State(shared): Shares, Query(asked): Query<Vec<(String, String)>>) -> Json<Vec<Vm>> {
+    let has = |vm: &&Vm| {
+        asked.iter().all(|(key, label)| {
+            assert_eq!(key, "label");
+            let (key, value) = label.split_once('=').unwrap();
+            vm.labels.get(key).is_some_and(|found| found == value)
+        })
+    };
+    Json(shared.vms.lock().unwrap().values().filter(has).cloned().collect())
 }
 
 async fn create(

@@ -43,6 +43,9 @@ pub(crate) fn problem(error: &VmError) -> Problem {
         VmError::NoSuchGroup { .. } => new(Code::NotFound).pointer("/group"),
         VmError::GroupNeeded { .. } => new(Code::InvalidRequest).pointer("/group"),
         VmError::OutOfRange { field, .. } => new(Code::InvalidRequest).pointer(format!("/{field}")),
+        // RFC 6901 §3.
+        VmError::BadLabel { key, .. } => new(Code::InvalidRequest)
+            .pointer(format!("/labels/{}", key.replace('~', "~0").replace('/', "~1"))),
         VmError::Store(error) => store_problem(error),
         VmError::Policy(error) => policy_problem(error),
         VmError::Network(_) => {

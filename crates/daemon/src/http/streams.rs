@@ -6,6 +6,7 @@ use super::App;
 use super::body::Name;
 use super::problem::{ApiError, open_failed, problem};
 use crate::guest::{relay, session};
+use crate::vm::lifetime::StreamPlace;
 use crate::vm::{Handle, VmError};
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -17,7 +18,6 @@ use futures_util::StreamExt;
 use futures_util::stream::SplitStream;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 /// Largest message of a client, in bytes: the first one, which must fit a frame of the guest's
@@ -41,7 +41,7 @@ pub(super) async fn open(
     Ok(upgrade.on_upgrade(move |socket| serve(socket, vm, place)))
 }
 
-async fn serve(socket: WebSocket, vm: Handle, _place: OwnedSemaphorePermit) {
+async fn serve(socket: WebSocket, vm: Handle, _place: StreamPlace) {
     let (mut to_client, mut client) = socket.split();
     match begin(&mut client, &vm).await {
         Ok(Some(session)) => {

@@ -152,6 +152,33 @@ async fn every_mistake_is_a_problem_document() {
 }
 
 #[tokio::test]
+async fn labels_are_shown_and_filtered_by_and_bad_ones_pointed_at() {
+    let api = api(Guest::Honest);
+    let bad = r#"{"labels":{"ok":"","a/b c~":"x"}}"#;
+    let (status, _, pointer) = api.problem("POST", routes::VMS, bad).await;
+    assert_eq!((status, pointer.as_str()), (400, "/labels/a~1b c~0"));
+    assert_eq!(api.problem("POST", routes::VMS, r#"{"ttl_ms":0}"#).await.2, "/ttl_ms");
+    let create = r#"{"labels":{"team":"a=b","job":"1"},"ttl_ms":60000,"idle_timeout_ms":5000}"#;
+    let (_, vm) = api.json("POST", routes::VMS, create).await;
+    let expires = vm["created_ms"].as_u64().unwrap() + 60_000;
+    assert_eq!((&vm["labels"]["team"], &vm["expires_ms"]), (&json!("a=b"), &json!(expires)));
+    api.json("POST", routes::VMS, r#"{"labels":{"team":"c"}}"#).await;
+    for (filter, names) in [
+        ("?label=team", &["agents-1", "agents-2"][..]),
+        ("?label=team%3Da%3Db", &["agents-1"]),
+        ("?label=team&label=job=1", &["agents-1"]),
+        ("?label=team=c&label=job", &[]),
+        ("?", &["agents-1", "agents-2"]),
+    ] {
+        let (_, found) = api.json("GET", &format!("{}{filter}", routes::VMS), "").await;
+        let found: Vec<&str> =
+            found.as_array().unwrap().iter().map(|vm| vm["name"].as_str().unwrap()).collect();
+        assert_eq!(found, names, "{filter}");
+    }
+    assert_eq!(api.problem("GET", "/v1/vms?lable=team", "").await.0, 400);
+}
+
+#[tokio::test]
 async fn names_are_taken_and_ranges_are_full() {
     let api = api(Guest::Honest);
     let create = r#"{"name":"one"}"#;

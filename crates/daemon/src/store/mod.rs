@@ -29,10 +29,10 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 pub(crate) use lock::lock_holder;
 
 use lock::StateLock;
-use row::{COLUMNS, json_of, number_of};
+use row::{COLUMNS, json_of, json_of_labels, number_of};
 
 pub use error::StoreError;
-pub use row::{Intent, NewVm, VmRow, VmmProcess, is_vm_name};
+pub use row::{Intent, Lifetime, NewVm, VmRow, VmmProcess, is_vm_name};
 
 const DATABASE: &str = "state.db";
 
@@ -111,6 +111,8 @@ impl Store {
             ready_after_ms: None,
             userdata_exit: None,
             lists: vm.lists.clone(),
+            labels: vm.labels.clone(),
+            lifetime: vm.lifetime,
         };
         insert(&transaction, &row, self.run).map_err(sqlite)?;
         transaction.commit().map_err(sqlite)?;
@@ -307,8 +309,8 @@ fn free_blocks(connection: &Connection, range: Range, most: usize) -> rusqlite::
 
 fn insert(transaction: &Transaction<'_>, vm: &VmRow, run: i64) -> rusqlite::Result<()> {
     let sql = "INSERT INTO vms (name, vm_group, block, vcpu, ram_mib, image, disk_bytes,
-         created_ms, intent, run, own_drop, own_allow)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+         created_ms, intent, run, own_drop, own_allow, labels, ttl_ms, idle_timeout_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
     let values = params![
         vm.name,
         vm.group,
@@ -322,6 +324,9 @@ fn insert(transaction: &Transaction<'_>, vm: &VmRow, run: i64) -> rusqlite::Resu
         run,
         json_of(&vm.lists.drop),
         json_of(&vm.lists.allow),
+        json_of_labels(&vm.labels),
+        vm.lifetime.ttl_ms.map(u64::cast_signed),
+        vm.lifetime.idle_timeout_ms.map(u64::cast_signed),
     ];
     transaction.execute(sql, values).map(|_| ())
 }

@@ -1,5 +1,6 @@
 //! The store against real files: what it promises, and files that are not as they should be.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Barrier;
@@ -21,6 +22,8 @@ fn new_vm(name: Option<&str>) -> NewVm {
         disk_bytes: 4 << 30,
         created_ms: 1_700_000_000_000,
         lists: PolicySpec::default(),
+        labels: BTreeMap::new(),
+        lifetime: Lifetime::default(),
     }
 }
 
@@ -262,8 +265,8 @@ fn a_newer_schema_is_refused_and_left_alone() {
     drop(store);
     let state = directory.path().join("state");
     let error = Store::open(&state).unwrap_err();
-    assert!(matches!(error, StoreError::TooNew { found: 7, known: 4, .. }), "{error}");
-    assert!(error.to_string().contains("newer enisle (schema 7, this one knows 4)"));
+    assert!(matches!(error, StoreError::TooNew { found: 7, known: 5, .. }), "{error}");
+    assert!(error.to_string().contains("newer enisle (schema 7, this one knows 5)"));
     let reader = Connection::open(state.join("state.db")).unwrap();
     let version: u32 = reader.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
     assert_eq!(version, 7);
@@ -370,4 +373,29 @@ fn a_groups_changed_lists_outlive_a_crash_and_nothing_else() {
     store.set_group_lists("agents", &live, &file).unwrap();
     store.forget_group_lists().unwrap();
     assert_eq!(store.group_lists("agents", &file).unwrap(), None);
+}
+
+#[test]
+fn labels_and_lifetimes_last_and_old_rows_have_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    let labels: BTreeMap<_, _> = [("a/b".to_owned(), "x\"y ü".to_owned())].into();
+    let lifetime = Lifetime { ttl_ms: Some(1_800_000), idle_timeout_ms: Some(31_536_000_000) };
+    {
+        let store = Store::open(&state).unwrap();
+        reserve(&store);
+        // Back to the schema before, with a row.
+        let older = "ALTER TABLE vms DROP COLUMN labels; ALTER TABLE vms DROP COLUMN ttl_ms;
+             ALTER TABLE vms DROP COLUMN idle_timeout_ms; PRAGMA user_version = 4;";
+        store.connection().execute_batch(older).unwrap();
+    }
+    Store::open(&state)
+        .unwrap()
+        .reserve(&NewVm { labels: labels.clone(), lifetime, ..new_vm(None) })
+        .unwrap();
+    let store = Store::open(&state).unwrap();
+    let row = store.get("agents-2").unwrap().unwrap();
+    assert_eq!((row.labels, row.lifetime), (labels, lifetime));
+    let row = store.get("agents-1").unwrap().unwrap();
+    assert_eq!((row.labels, row.lifetime), (BTreeMap::new(), Lifetime::default()));
 }

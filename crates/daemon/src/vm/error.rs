@@ -35,6 +35,14 @@ pub(crate) enum VmError {
         /// What it must be.
         rule: &'static str,
     },
+    /// A label that is none.
+    #[error("label {key:?}: {rule}")]
+    BadLabel {
+        /// Its key.
+        key: String,
+        /// What it must be.
+        rule: &'static str,
+    },
     /// The store refuses.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -100,7 +108,7 @@ pub(crate) enum VmError {
         reason: String,
     },
     /// Too many streams.
-    #[error("VM {name} has {} streams open, which is the limit", super::MAX_STREAMS)]
+    #[error("VM {name} has {} streams open, which is the limit", super::lifetime::MAX_STREAMS)]
     TooManyStreams {
         /// The VM.
         name: String,

@@ -5,16 +5,18 @@
 
 use super::adopt::Adoption;
 use super::create::{CreateError, Creation, Made, Workshop};
+use super::lifetime::{self, Clocks, Streams};
 use super::plan::VmPlan;
 use super::remove::{self, Leftovers};
 use super::table::{self, Effect, Event, State};
-use super::{Command, Handle, MAX_STREAMS, Status};
+use super::{Command, Handle, Status};
 use crate::chain::Chain;
 use crate::fault::Step;
 use crate::guest::boot::{BootChannel, BootNews, Stopper};
 use crate::guest::printable;
 use crate::parts::{Machine, PartError};
 use crate::store::StoreError;
+use enisle_api::Removal;
 use enisle_guest_proto::VERSION;
 use enisle_vmm::{BoxFuture, Exit, ExitReason};
 use std::sync::Arc;
@@ -62,6 +64,8 @@ enum Heard {
     Forgotten(Result<(), Leftovers>),
     Ended(Exit),
     Deadline,
+    /// Its own time is over.
+    Over(Removal),
 }
 
 /// The owner of one VM.
@@ -79,6 +83,9 @@ pub(crate) struct Owner {
     /// When the boot, or the orderly stop, has taken too long.
     deadline: Option<Instant>,
     waiting: Vec<Waiting>,
+    clocks: Clocks,
+    /// Why it is being removed: the first reason there was.
+    why: Option<Removal>,
     /// Said once that the agent speaks another version; a guest could say so for ever.
     told_of_version: bool,
 }
@@ -122,12 +129,14 @@ impl Owner {
         let (status, watched) = watch::channel(initial);
         let (machine, machine_watched) = watch::channel(None);
         let called_off = CancellationToken::new();
+        let streams = Streams::new();
+        let clocks = Clocks::new(&plan.row, &streams);
         let handle = Handle {
             plan: Arc::clone(&plan),
             mailbox: commands,
             status: watched,
             machine: machine_watched,
-            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            streams,
         };
         let owner = Self {
             plan,
@@ -142,6 +151,8 @@ impl Owner {
             made: Made::default(),
             deadline: None,
             waiting: Vec::new(),
+            clocks,
+            why: None,
             told_of_version: false,
         };
         (owner, handle)
@@ -155,7 +166,8 @@ impl Owner {
                 self.apply(event);
             }
         }
-        tracing::info!(vm = self.plan.name(), "gone");
+        let why = self.why.unwrap_or(Removal::Lost);
+        tracing::info!(vm = self.plan.name(), %why, "gone");
         self.waiting
     }
 
@@ -171,6 +183,7 @@ impl Owner {
             heard = progress(&mut self.work) => heard,
             exit = end_of(self.made.machine.as_ref()) => Heard::Ended(exit),
             () = at(self.deadline) => Heard::Deadline,
+            why = self.clocks.over() => Heard::Over(why),
             Some(news) = self.news.recv() => Heard::News(news),
         }
     }
@@ -181,11 +194,13 @@ impl Owner {
             Heard::Command(None) => {
                 // Nobody can ask any more, so nobody will remove it: the registry is gone.
                 self.mailbox.close();
+                self.why.get_or_insert(Removal::Shutdown);
                 Some(Event::Hurry)
             }
             Heard::Command(Some(Command::Hurry)) => Some(Event::Hurry),
-            Heard::Command(Some(Command::Remove(waiting))) => {
+            Heard::Command(Some(Command::Remove(why, waiting))) => {
                 self.waiting.extend(waiting);
+                self.why.get_or_insert(why);
                 Some(Event::Remove)
             }
             Heard::News(news) => self.take_news(news),
@@ -198,6 +213,7 @@ impl Owner {
                 self.take_end(&exit);
                 Some(Event::Ended)
             }
+            Heard::Over(why) => Some(self.take_over(why)),
             Heard::Deadline => {
                 self.deadline = None;
                 if self.state() == State::Stopping {
@@ -322,6 +338,17 @@ impl Owner {
         }
     }
 
+    fn take_over(&mut self, why: Removal) -> Event {
+        if self.why.is_none() {
+            self.why = Some(why);
+            if let Some(reason) = lifetime::words(why, &self.plan.row) {
+                tracing::info!(vm = self.plan.name(), "{reason}: removing it");
+                self.set_reason(reason);
+            }
+        }
+        Event::Remove
+    }
+
     fn take_removal(&mut self, outcome: Result<(), Leftovers>, done: Event) -> Event {
         self.work = Work::None;
         match outcome {
@@ -343,6 +370,10 @@ impl Owner {
         if state != before {
             tracing::debug!(vm = self.plan.name(), ?before, ?event, ?state, "state");
             self.status.send_modify(|status| status.state = state);
+            match state {
+                State::Running => self.clocks.set_ready(),
+                _ => self.clocks.set_unready(),
+            }
             if state == State::Failing {
                 let reason = self.status.borrow().reason.clone().unwrap_or_default();
                 tracing::error!(vm = self.plan.name(), "failed: {reason}");

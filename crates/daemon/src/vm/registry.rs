@@ -15,7 +15,7 @@ use crate::chain::Chain;
 use crate::fault::Step;
 use crate::parts::Parts;
 use crate::store::VmRow;
-use enisle_api::{CreateVm, Group, GroupNetwork};
+use enisle_api::{CreateVm, Group, GroupNetwork, Removal};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use std::collections::BTreeMap;
@@ -100,7 +100,7 @@ impl Registry {
             Ok(()) => Ok(guard.keep()),
             Err(error) => {
                 // What could not be removed is in the log and in the list of VMs.
-                let _ = handle.remove().await;
+                let _ = handle.remove(Removal::Abandoned).await;
                 Err(match error {
                     VmError::Failed { name, reason } => VmError::StartFailed { name, reason },
                     other => other,
@@ -179,12 +179,12 @@ impl Registry {
     pub(crate) async fn stop_all(&self, hurry: &CancellationToken) -> Vec<VmError> {
         self.stopping.cancel();
         let handles = self.list();
-        let removals = join_all(handles.iter().map(Handle::remove));
+        let removals = join_all(handles.iter().map(|handle| handle.remove(Removal::Shutdown)));
         let outcomes = tokio::select! {
             outcomes = removals => outcomes,
             () = hurry.cancelled() => {
                 join_all(handles.iter().map(Handle::hurry)).await;
-                join_all(handles.iter().map(Handle::remove)).await
+                join_all(handles.iter().map(|handle| handle.remove(Removal::Shutdown))).await
             }
         };
         outcomes.into_iter().filter_map(Result::err).collect()

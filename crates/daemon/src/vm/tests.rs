@@ -2,6 +2,7 @@
 //! VM is left.
 
 mod adopt;
+mod lifetime;
 mod policy;
 
 use super::create::Workshop;
@@ -13,7 +14,7 @@ use crate::config::{self, AnyHost};
 use crate::fault::{FaultPlan, Step};
 use crate::parts::fake::{FakeParts, Fault, Guest};
 use crate::store::Store;
-use enisle_api::{CreateVm, VmState};
+use enisle_api::{CreateVm, Removal, VmState};
 use enisle_vmm::ExitReason;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -139,7 +140,7 @@ async fn a_vm_comes_up_with_its_identity_and_goes_when_it_is_asked_to() {
     })
     .await
     .unwrap();
-    vm.remove().await.unwrap();
+    vm.remove(Removal::Deleted).await.unwrap();
     assert_eq!(bench.told.recv().await.unwrap(), "Shutdown");
     bench.assert_bare();
 }
@@ -190,7 +191,7 @@ async fn what_goes_wrong_inside_is_told_and_kept_until_it_is_deleted() {
         assert_eq!(bench.parts.left(), [] as [String; 0], "slot and disk are gone at once");
         assert!(bench.dir.path().join("vms/agents-1").exists(), "its log is kept");
         assert!(matches!(vm.ready(SOON).await, Err(VmError::Failed { .. })));
-        vm.remove().await.unwrap();
+        vm.remove(Removal::Deleted).await.unwrap();
         bench.assert_bare();
     }
 }
@@ -206,7 +207,7 @@ async fn a_guests_later_words_change_nothing() {
         if script.is_some() {
             assert_eq!(bench.told.recv().await.unwrap(), "Userdata(1 bytes, last: true)");
         }
-        vm.remove().await.unwrap();
+        vm.remove(Removal::Deleted).await.unwrap();
         assert_eq!(bench.told.recv().await.unwrap(), "Shutdown");
         let shown = vm.show();
         assert_eq!((shown.userdata_exit, shown.reason), (exit, None));
@@ -252,7 +253,7 @@ async fn deleting_while_it_is_made_calls_the_creation_off() {
     let bench = bench(Guest::Honest, FaultPlan::default());
     bench.parts.fault("vmm", Fault::Hang);
     let vm = bench.registry.start(&CreateVm::default(), None).unwrap();
-    timeout(SOON, vm.remove()).await.unwrap().unwrap();
+    timeout(SOON, vm.remove(Removal::Deleted)).await.unwrap().unwrap();
     bench.assert_bare();
 }
 
@@ -263,7 +264,7 @@ async fn a_guest_that_will_not_stop_gets_the_button_and_is_killed() {
     // From here on time passes as soon as nothing else can happen.
     tokio::time::pause();
     let begun = tokio::time::Instant::now();
-    vm.remove().await.unwrap();
+    vm.remove(Removal::Deleted).await.unwrap();
     assert_eq!(begun.elapsed().as_secs(), 10);
     let mut told = Vec::new();
     while let Ok(words) = bench.told.try_recv() {
@@ -306,11 +307,11 @@ async fn what_cannot_be_removed_is_said_and_can_be_tried_again() {
         let bench = bench(Guest::Honest, FaultPlan::default());
         let vm = bench.registry.start_and_wait(&waiting()).await.unwrap();
         bench.parts.fault(part, Fault::Fail);
-        let error = vm.remove().await.unwrap_err();
+        let error = vm.remove(Removal::Deleted).await.unwrap_err();
         assert!(error.to_string().contains("could not be removed entirely"), "{error}");
         assert_eq!(vm.show().state, VmState::Failed, "it can be seen");
         assert!(bench.store.get("agents-1").unwrap().is_some(), "name and block stay taken");
-        vm.remove().await.unwrap();
+        vm.remove(Removal::Deleted).await.unwrap();
         bench.assert_bare();
     }
 }
@@ -336,7 +337,7 @@ async fn a_name_is_free_again_at_once() {
     for _ in 0..20 {
         let vm = bench.registry.start_and_wait(&waiting()).await.unwrap();
         assert_eq!(vm.name(), "agents-1");
-        vm.remove().await.unwrap();
+        vm.remove(Removal::Deleted).await.unwrap();
         assert!(bench.registry.get("agents-1").is_err());
     }
     bench.assert_bare();
