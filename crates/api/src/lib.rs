@@ -7,6 +7,7 @@
 //! To change the API: add a field as optional with a default, or a new type; never change the
 //! meaning of a field. Requests refuse unknown fields; responses may grow.
 
+pub mod event;
 pub mod policy;
 pub mod problem;
 pub mod routes;
@@ -14,6 +15,7 @@ pub mod stream;
 pub mod verify;
 pub mod vm;
 
+pub use event::{Event, EventKind};
 pub use policy::*;
 pub use problem::{Code, Problem};
 pub use verify::{Verified, Verify, VerifyRow};

@@ -6,6 +6,9 @@ pub const HEALTH: &str = "/v1/health";
 pub const VERSION: &str = "/v1/version";
 /// `GET` → list of [`crate::Group`].
 pub const GROUPS: &str = "/v1/groups";
+/// `GET ?since=SEQ&follow=BOOL` → each [`crate::Event`] as a line of JSON, or as a server-sent event for whoever
+/// accepts `text/event-stream`. Without `since` everything that is kept.
+pub const EVENTS: &str = "/v1/events";
 /// `POST` [`crate::Verify`] → [`crate::Verified`], once every row was asked.
 pub const VERIFY: &str = "/v1/verify";
 /// `GET ?label=KEY[=VALUE]`, repeatable → list of [`crate::Vm`] that have all of them; `POST` [`crate::CreateVm`] → 201 [`crate::Vm`].
@@ -23,6 +26,13 @@ pub const GROUP_POLICY: &str = "/v1/groups/{name}/policy";
 pub const VM_LOG: &str = "/v1/vms/{name}/log";
 /// WebSocket; see [`crate::stream`]. The first message is an [`crate::stream::Open`].
 pub const VM_STREAM: &str = "/v1/vms/{name}/stream";
+
+/// The path of events after a number.
+#[must_use]
+pub fn events(since: Option<u64>, follow: bool) -> String {
+    let since = since.map_or_else(String::new, |since| format!("&since={since}"));
+    format!("{EVENTS}?follow={follow}{since}")
+}
 
 /// The path of one VM, with its name percent-encoded where needed.
 ///

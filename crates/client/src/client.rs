@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Bound of requests that only read.
-const READ_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const READ_LIMIT: Duration = Duration::from_secs(30);
 /// Bound of a removal: a graceful stop is bounded by the daemon well below this.
 const DELETE_LIMIT: Duration = Duration::from_secs(180);
 /// The daemon's own bound of a creation with `wait`, see [`CreateVm::timeout_ms`].
@@ -144,7 +144,7 @@ impl Client {
         let path = routes::vm_log(name, follow);
         let ask = Ask { method: &Method::GET, path: &path };
         let response = bounded(ask, READ_LIMIT, connection::request(&self.endpoint, ask, None)).await?;
-        Ok(LogStream { request: ask.to_string(), body: response.into_body() })
+        Ok(LogStream::new(ask, response))
     }
 
     /// Starts a process in a VM. Returns when it runs.
@@ -229,6 +229,10 @@ pub struct LogStream {
 }
 
 impl LogStream {
+    pub(crate) fn new(ask: Ask<'_>, response: Response<Incoming>) -> Self {
+        Self { request: ask.to_string(), body: response.into_body() }
+    }
+
     /// The next bytes, `None` at the end. Cancel-safe.
     ///
     /// # Errors

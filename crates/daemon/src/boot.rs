@@ -11,6 +11,7 @@
 
 use crate::chain::Chain;
 use crate::config::{self, Config, ConfigErrors, Look};
+use crate::events::Events;
 use crate::fault::FaultPlan;
 use crate::host::ThisHost;
 use crate::http::{self, App, ListenError, Listener};
@@ -223,7 +224,8 @@ async fn up(config: &Config, vms: VmsPolicy, faults: FaultPlan) -> Result<ExitCo
         initramfs,
         survivors: Mutex::new(living.into_iter().collect()),
     });
-    let workshop = Workshop { parts, store: Arc::clone(&store), faults };
+    let events = Arc::new(Events::new(store.run()));
+    let workshop = Workshop { parts, store: Arc::clone(&store), faults, events };
     let of_groups = groups.clone();
     let registry = Arc::new(Registry::new(workshop, groups, dirs.clone(), wishes.stop.clone()));
     adopt(&registry, rows).await;

@@ -35,6 +35,22 @@ async fn vms_come_and_go() {
 }
 
 #[tokio::test]
+async fn events_come_one_by_one_from_where_they_are_asked_for() {
+    let daemon = FakeDaemon::start();
+    let client = Client::new(Endpoint::unix(&daemon.socket));
+    for (since, follow, numbers) in
+        [(None, false, &[7, 8, 9][..]), (Some(8), true, &[9, 10]), (Some(10), true, &[])]
+    {
+        let mut events = client.events(since, follow).await.unwrap();
+        let mut seen = Vec::new();
+        while let Some(event) = events.next().await.unwrap() {
+            seen.push(event.seq);
+        }
+        assert_eq!(seen, numbers, "{since:?}");
+    }
+}
+
+#[tokio::test]
 async fn problems_come_through_whole() {
     let daemon = FakeDaemon::start();
     let client = Client::new(Endpoint::unix(&daemon.socket));

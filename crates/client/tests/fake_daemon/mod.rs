@@ -14,7 +14,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use enisle_api::stream::{FromDaemon, Open, STDIN, STDOUT};
-use enisle_api::{Code, CreateVm, Group, GroupNetwork, Health, Problem, Version, Vm, VmState};
+use enisle_api::{
+    Code, CreateVm, Event, EventKind, Group, GroupNetwork, Health, Problem, Version, Vm, VmState,
+};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -135,11 +137,35 @@ fn router(shared: Arc<Shared>) -> axum::Router {
         .route("/v1/health", get(async || Json(Health { status: "ok".into() })))
         .route("/v1/version", get(version))
         .route("/v1/groups", get(groups))
+        .route("/v1/events", get(events))
         .route("/v1/vms", get(list).post(create))
         .route("/v1/vms/{name}", get(show).delete(remove))
         .route("/v1/vms/{name}/log", get(log))
         .route("/v1/vms/{name}/stream", get(stream))
         .with_state(shared)
+}
+
+#[derive(serde::Deserialize)]
+struct EventsQuery {
+    since: Option<u64>,
+    follow: bool,
+}
+
+async fn events(Query(query): Query<EventsQuery>) -> String {
+    let event = |seq, what| Event { seq, time_ms: 1_700_000_000_123, what };
+    let (vm, group) = ("agents-1".to_owned(), "agents".to_owned());
+    let mut all = vec![
+        event(7, EventKind::Dropped { count: 3, other_run: false }),
+        event(8, EventKind::VmReady { vm: vm.clone(), group: group.clone(), after_ms: 1234 }),
+        event(9, EventKind::VmCrashed { vm: vm.clone(), group: group.clone(), reason: "x\x1b[2J".into() }),
+    ];
+    if query.follow {
+        let removal = enisle_api::Removal::Ttl;
+        all.push(event(10, EventKind::VmRemoved { vm, group, removal }));
+    }
+    let after = |event: &&Event| query.since.is_none_or(|since| event.seq > since);
+    let line = |event: &Event| format!("{}\n", serde_json::to_string(event).unwrap());
+    all.iter().filter(after).map(line).collect()
 }
 
 async fn version() -> Json<Version> {

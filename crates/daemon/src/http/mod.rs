@@ -4,6 +4,7 @@
 //! registry and answer; what they ask for is done elsewhere. Refuses: state of its own.
 
 mod body;
+mod events;
 mod logs;
 mod policy;
 mod problem;
@@ -47,6 +48,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(routes::HEALTH, get(health))
         .route(routes::VERSION, get(version))
         .route(routes::GROUPS, get(groups))
+        .route(routes::EVENTS, get(events::events))
         .route(routes::VERIFY, post(verify::run))
         .route(routes::VMS, get(vms::list).post(vms::create))
         .route(routes::VM, get(vms::show).delete(vms::remove))

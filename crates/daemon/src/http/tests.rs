@@ -179,6 +179,60 @@ async fn labels_are_shown_and_filtered_by_and_bad_ones_pointed_at() {
 }
 
 #[tokio::test]
+async fn events_are_lines_or_server_sent_from_a_number_on_and_end_with_the_daemon() {
+    let api = api(Guest::Honest);
+    api.json("POST", routes::VMS, r#"{"wait":true}"#).await;
+    let (status, kind, body) = api.ask("GET", routes::EVENTS, "").await;
+    assert_eq!((status, kind.as_str()), (200, "application/jsonl"));
+    let lines: Vec<Value> = body
+        .split(|b| *b == b'\n')
+        .filter(|l| !l.is_empty())
+        .map(|l| serde_json::from_slice(l).unwrap())
+        .collect();
+    assert_eq!(
+        (lines.len(), &lines[0]["type"], &lines[1]["type"]),
+        (2, &json!("vm_created"), &json!("vm_ready"))
+    );
+    let first = lines[0]["seq"].as_u64().unwrap();
+
+    let mut follower = UnixStream::connect(&api.socket).await.unwrap();
+    let head = format!(
+        "GET /v1/events?follow=true HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\nlast-event-id: {first}\r\n\r\n"
+    );
+    follower.write_all(head.as_bytes()).await.unwrap();
+    let mut seen = String::new();
+    let mut read_until = async |follower: &mut UnixStream, what: &str| {
+        timeout(SOON, async {
+            while !seen.contains(what) {
+                let mut buffer = [0; 4096];
+                let read = follower.read(&mut buffer).await.unwrap();
+                assert!(read > 0, "it ends before {what}: {seen}");
+                seen.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+            }
+        })
+        .await
+        .unwrap();
+        seen.clone()
+    };
+    let seen = read_until(&mut follower, "vm_ready").await;
+    assert!(seen.contains("content-type: text/event-stream") && !seen.contains("vm_created"), "{seen}");
+    assert!(seen.contains(&format!("id: {}\nevent: vm_ready\ndata: {{", first + 1)), "{seen}");
+    api.ask("DELETE", "/v1/vms/agents-1", "").await;
+    let seen = read_until(&mut follower, "vm_removed").await;
+    assert!(seen.contains(r#""removal":"deleted""#), "{seen}");
+    api.bench.registry.events().close();
+    // The end of a chunked answer.
+    read_until(&mut follower, "\r\n0\r\n\r\n").await;
+
+    let old = format!("{}?since=5", routes::EVENTS);
+    let body = String::from_utf8(api.ask("GET", &old, "").await.2).unwrap();
+    assert!(body.starts_with('{') && body.contains(r#""other_run":true"#), "{body}");
+    for bad in ["since=x", "since=-1", "follow=maybe", "before=1"] {
+        assert_eq!(api.problem("GET", &format!("{}?{bad}", routes::EVENTS), "").await.0, 400, "{bad}");
+    }
+}
+
+#[tokio::test]
 async fn names_are_taken_and_ranges_are_full() {
     let api = api(Guest::Honest);
     let create = r#"{"name":"one"}"#;

@@ -72,6 +72,12 @@ impl Store {
         &self.scope
     }
 
+    /// The number of this run of the daemon on its state directory, from 1.
+    #[must_use]
+    pub fn run(&self) -> u64 {
+        self.run.cast_unsigned()
+    }
+
     /// Takes a name and a block for a VM, with [`Intent::Create`]. One transaction: two callers
     /// never get the same.
     ///

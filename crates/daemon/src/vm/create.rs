@@ -5,6 +5,7 @@
 
 use super::plan::VmPlan;
 use crate::chain::Chain;
+use crate::events::Events;
 use crate::fault::{FaultPlan, Step};
 use crate::guest::boot::{BootChannel, BootNews};
 use crate::parts::{Machine, PartError, Parts};
@@ -20,6 +21,7 @@ pub(crate) struct Workshop {
     pub(crate) parts: Arc<dyn Parts>,
     pub(crate) store: Arc<Store>,
     pub(crate) faults: FaultPlan,
+    pub(crate) events: Arc<Events>,
 }
 
 /// What there is of a VM beside its row.

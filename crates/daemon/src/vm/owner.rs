@@ -16,7 +16,7 @@ use crate::guest::boot::{BootChannel, BootNews, Stopper};
 use crate::guest::printable;
 use crate::parts::{Machine, PartError};
 use crate::store::StoreError;
-use enisle_api::Removal;
+use enisle_api::{EventKind, Removal};
 use enisle_guest_proto::VERSION;
 use enisle_vmm::{BoxFuture, Exit, ExitReason};
 use std::sync::Arc;
@@ -158,8 +158,8 @@ impl Owner {
         (owner, handle)
     }
 
-    /// Runs until nothing is left of the VM. Returns those who wait for that.
-    pub(crate) async fn run(mut self) -> Vec<Waiting> {
+    /// Runs until nothing is left of the VM. Returns those who wait for that, and why it went.
+    pub(crate) async fn run(mut self) -> (Vec<Waiting>, Removal) {
         while self.state() != State::Gone {
             let heard = self.hear().await;
             if let Some(event) = self.understand(heard) {
@@ -168,7 +168,7 @@ impl Owner {
         }
         let why = self.why.unwrap_or(Removal::Lost);
         tracing::info!(vm = self.plan.name(), %why, "gone");
-        self.waiting
+        (self.waiting, why)
     }
 
     fn state(&self) -> State {
@@ -222,6 +222,8 @@ impl Owner {
                         "the guest did not stop in {} s: killing it",
                         GRACE.as_secs()
                     );
+                    let reason = format!("killed: it did not stop within {} s", GRACE.as_secs());
+                    self.tell(|vm, group| EventKind::VmStopped { vm, group, reason });
                     return Some(Event::GraceOver);
                 }
                 self.set_reason(format!(
@@ -247,6 +249,7 @@ impl Owner {
         match outcome {
             Ok(()) => {
                 tracing::info!(vm, address = %self.plan.block().guest(), "adopted");
+                self.tell(|vm, group| EventKind::VmAdopted { vm, group });
                 Event::Adopted
             }
             Err(error) => {
@@ -326,6 +329,7 @@ impl Owner {
         self.status.send_modify(|status| status.ready_after_ms = Some(ms));
         self.remember(self.workshop.store.set_running(self.plan.name(), ms));
         tracing::info!(vm = self.plan.name(), address = %self.plan.block().guest(), ms, "ready");
+        self.tell(|vm, group| EventKind::VmReady { vm, group, after_ms: ms });
         Some(Event::Ready)
     }
 
@@ -333,9 +337,15 @@ impl Owner {
         // The handle stays with the watchers: the console's log is read through it.
         self.made.machine = None;
         self.status.send_modify(|status| status.pid = None);
+        let reason = describe(exit);
+        let own = matches!(exit.reason, ExitReason::GuestShutdown | ExitReason::GuestReset);
         if self.state().is_hopeful() || self.state() == State::Running {
-            self.set_reason(describe(exit));
+            self.set_reason(reason.clone());
         }
+        self.tell(|vm, group| match own || self.state() == State::Stopping {
+            true => EventKind::VmStopped { vm, group, reason },
+            false => EventKind::VmCrashed { vm, group, reason },
+        });
     }
 
     fn take_over(&mut self, why: Removal) -> Event {
@@ -355,6 +365,8 @@ impl Owner {
             Ok(()) => done,
             Err(left) => {
                 self.set_reason(left.to_string());
+                let reason = left.to_string();
+                self.tell(|vm, group| EventKind::VmFailed { vm, group, reason });
                 for waiting in self.waiting.drain(..) {
                     // Who asked may have gone away.
                     let _ = waiting.send(Err(left.to_string()));
@@ -377,6 +389,9 @@ impl Owner {
             if state == State::Failing {
                 let reason = self.status.borrow().reason.clone().unwrap_or_default();
                 tracing::error!(vm = self.plan.name(), "failed: {reason}");
+                if event == Event::Broke {
+                    self.tell(|vm, group| EventKind::VmFailed { vm, group, reason });
+                }
             }
         }
         match effect {
@@ -405,6 +420,10 @@ impl Owner {
         let made = std::mem::take(&mut self.made);
         let (workshop, plan) = (self.workshop.clone(), Arc::clone(&self.plan));
         self.work = Work::Clearing(Box::pin(async move { remove::clear(&workshop, &plan, made).await }));
+    }
+
+    fn tell(&self, what: impl FnOnce(String, String) -> EventKind) {
+        self.workshop.events.tell(what(self.plan.name().to_owned(), self.plan.row.group.clone()));
     }
 
     fn set_reason(&self, reason: String) {

@@ -12,10 +12,11 @@ use super::plan::{GroupPlan, StateDirs, VmPlan};
 use super::table::State;
 use super::{Handle, VmError, remove, request};
 use crate::chain::Chain;
+use crate::events::Events;
 use crate::fault::Step;
 use crate::parts::Parts;
 use crate::store::VmRow;
-use enisle_api::{CreateVm, Group, GroupNetwork, Removal};
+use enisle_api::{CreateVm, EventKind, Group, GroupNetwork, Removal};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use std::collections::BTreeMap;
@@ -67,6 +68,11 @@ impl Registry {
         }
         let plan = Arc::new(VmPlan::new(row, accepted.group, accepted.userdata, &self.dirs));
         tracing::info!(vm = plan.name(), address = %plan.block().guest(), "creating");
+        self.events().tell(EventKind::VmCreated {
+            vm: plan.name().to_owned(),
+            group: plan.row.group.clone(),
+            address: plan.block().guest(),
+        });
         let (owner, handle) = Owner::new(Arc::clone(&plan), self.workshop.clone(), turn);
         vms.insert(plan.name().to_owned(), handle.clone());
         drop(vms);
@@ -107,6 +113,11 @@ impl Registry {
                 })
             }
         }
+    }
+
+    /// What happened.
+    pub(crate) fn events(&self) -> &Arc<Events> {
+        &self.workshop.events
     }
 
     /// What its VMs are made of.
@@ -224,8 +235,14 @@ async fn supervise(
             vms.remove(plan.name());
         }
     }
+    let (waiting, removal) = ended.unwrap_or((Vec::new(), Removal::Lost));
+    workshop.events.tell(EventKind::VmRemoved {
+        vm: plan.name().to_owned(),
+        group: plan.row.group.clone(),
+        removal,
+    });
     // Only now, so that who waited does not find it in the list any more.
-    for waiting in ended.into_iter().flatten() {
+    for waiting in waiting {
         // Who asked may have gone away.
         let _ = waiting.send(Ok(()));
     }

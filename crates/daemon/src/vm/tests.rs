@@ -2,6 +2,7 @@
 //! VM is left.
 
 mod adopt;
+mod events;
 mod lifetime;
 mod policy;
 
@@ -11,6 +12,7 @@ use super::registry::Registry;
 use super::table::State;
 use super::{Handle, VmError};
 use crate::config::{self, AnyHost};
+use crate::events::Events;
 use crate::fault::{FaultPlan, Step};
 use crate::parts::fake::{FakeParts, Fault, Guest};
 use crate::store::Store;
@@ -68,7 +70,12 @@ pub(crate) fn bench(guest: Guest, faults: FaultPlan) -> Bench {
     let (parts, told) = FakeParts::new(guest);
     let store = Arc::new(Store::open(dir.path()).unwrap());
     let groups = group_plans(FILE);
-    let workshop = Workshop { parts: parts.clone(), store: Arc::clone(&store), faults };
+    let workshop = Workshop {
+        parts: parts.clone(),
+        store: Arc::clone(&store),
+        faults,
+        events: Arc::new(Events::new(1)),
+    };
     let stopping = CancellationToken::new();
     let registry = Arc::new(Registry::new(workshop, groups, StateDirs::new(dir.path()), stopping.clone()));
     Bench { registry, parts, store, stopping, told, dir }

@@ -143,6 +143,21 @@ fn logs_are_raw_in_a_pipe_and_lines_in_json() {
 }
 
 #[test]
+fn events_are_lines_for_people_and_for_programs() {
+    let world = World::new();
+    assert_eq!(
+        text(&world.run(&["events"]).stdout),
+        "2023-11-14T22:13:20Z 7 -: 3 events are not kept any more\n\
+         2023-11-14T22:13:20Z 8 agents-1: ready after 1234 ms\n\
+         2023-11-14T22:13:20Z 9 agents-1: crashed: x\u{fffd}[2J\n"
+    );
+    let json = text(&world.run(&["events", "-f", "--since", "9", "--json"]).stdout);
+    let event: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((event["type"].as_str(), event["removal"].as_str()), (Some("vm_removed"), Some("ttl")));
+    assert_eq!(text(&world.run(&["events", "--vm", "other", "--since", "7"]).stdout), "");
+}
+
+#[test]
 fn help_of_every_command() {
     let mut all = String::new();
     for command in [
@@ -158,6 +173,7 @@ fn help_of_every_command() {
         "vm cp",
         "vm shell",
         "vm port-forward",
+        "events",
         "gc",
         "image",
         "image build",
