@@ -101,12 +101,27 @@ impl Client {
     /// # Errors
     /// The daemon's problem; else see [`Error`].
     pub async fn create_vm(&self, create: &CreateVm) -> Result<Vm, Error> {
+        self.create(create, &[]).await
+    }
+
+    /// The same under an idempotency key, 1 to 255 printable ASCII characters of the caller's choice: asked
+    /// again within a day under the same key it returns the same VM, so that it may be called again when the
+    /// connection broke. A key whose VM never became ready is free again when that VM is gone.
+    ///
+    /// # Errors
+    /// `key_reused` when the key stands for another request, `gone` when its VM is gone; else as
+    /// [`Client::create_vm`].
+    pub async fn create_vm_once(&self, create: &CreateVm, key: &str) -> Result<Vm, Error> {
+        self.create(create, &[("idempotency-key", key)]).await
+    }
+
+    async fn create(&self, create: &CreateVm, headers: &[(&str, &str)]) -> Result<Vm, Error> {
         let ask = Ask { method: &Method::POST, path: routes::VMS };
         let json = serde_json::to_vec(create).map_err(|e| ask.protocol(e.to_string()))?;
         let wait = create.timeout_ms.map_or(CREATE_DEFAULT, Duration::from_millis);
         let limit = wait.saturating_add(CREATE_MARGIN);
         bounded(ask, limit, async {
-            read_json(ask, connection::request(&self.endpoint, ask, Some(json)).await?).await
+            read_json(ask, connection::request_with(&self.endpoint, ask, Some(json), headers).await?).await
         })
         .await
     }

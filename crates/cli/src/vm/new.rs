@@ -57,6 +57,9 @@ pub(crate) struct NewArgs {
     /// Remove it once no exec, cp, shell or port-forward was open for this long.
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     idle_timeout: Option<Duration>,
+    /// Asked again under the same key within a day, give the same VM instead of another one.
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
     /// Return only when `vm exec` works.
     #[arg(long)]
     wait: bool,
@@ -80,7 +83,10 @@ pub(super) async fn run(context: &Context, args: &NewArgs) -> Result<u8, Failure
         wait: args.wait,
         timeout_ms: args.timeout.and_then(millis),
     };
-    let vm = context.client.create_vm(&create).await?;
+    let vm = match &args.idempotency_key {
+        Some(key) => context.client.create_vm_once(&create, key).await?,
+        None => context.client.create_vm(&create).await?,
+    };
     if context.json {
         print_json(&vm)?;
     } else {

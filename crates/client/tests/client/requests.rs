@@ -22,6 +22,8 @@ async fn vms_come_and_go() {
     assert_eq!(client.vms().await.unwrap().len(), 2);
     assert_eq!(client.vms_with(&["team=a b&c".into()]).await.unwrap(), [made]);
     assert_eq!(client.vms_with(&["team=a".into()]).await.unwrap(), []);
+    client.create_vm_once(&CreateVm::default(), "k 1").await.unwrap();
+    assert_eq!(daemon.shared.seen.lock().unwrap().key.as_deref(), Some("k 1"));
     client.delete_vm("agents-2").await.unwrap();
     let gone = client.delete_vm("agents-2").await.unwrap_err();
     assert_eq!(gone.code(), Some(Code::NotFound));

@@ -58,6 +58,8 @@ pub(crate) struct Seen {
     pub(crate) violations: Vec<String>,
     /// The last request to make a VM.
     pub(crate) created: Option<CreateVm>,
+    /// The idempotency key of that.
+    pub(crate) key: Option<String>,
     /// Sizes that terminals were set to.
     pub(crate) sizes: Vec<(u16, u16)>,
     /// Signals that were sent.
@@ -229,6 +231,7 @@ async fn list(State(shared): Shares, Query(asked): Query<Vec<(String, String)>>)
 
 async fn create(
     State(shared): Shares,
+    headers: axum::http::HeaderMap,
     Json(create): Json<CreateVm>,
 ) -> Result<(StatusCode, Json<Vm>), Refusal> {
     if create.group.as_deref().is_some_and(|group| group != "agents") {
@@ -245,7 +248,10 @@ async fn create(
     }
     let made = vm(&name, &create);
     vms.insert(name, made.clone());
-    shared.seen.lock().unwrap().created = Some(create);
+    let mut seen = shared.seen.lock().unwrap();
+    seen.created = Some(create);
+    seen.key = headers.get("idempotency-key").map(|key| key.to_str().unwrap().to_owned());
+    drop(seen);
     Ok((StatusCode::CREATED, Json(made)))
 }
 

@@ -5,6 +5,7 @@
 
 mod body;
 mod events;
+mod identity;
 mod logs;
 mod policy;
 mod problem;
@@ -22,7 +23,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use enisle_api::{Code, Group, Health, Problem, Version, routes};
 use futures_util::FutureExt;
@@ -42,8 +43,17 @@ pub(crate) struct App {
     pub(crate) stopping: CancellationToken,
 }
 
-/// The routes of the API.
+/// The API.
 pub(crate) fn router(app: Arc<App>) -> Router {
+    guarded(routes(app))
+}
+
+/// What holds for every request, the outermost last.
+fn guarded(router: Router) -> Router {
+    router.layer(DefaultBodyLimit::max(MAX_BODY)).layer(from_fn(survive)).layer(from_fn(identity::identify))
+}
+
+fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route(routes::HEALTH, get(health))
         .route(routes::VERSION, get(version))
@@ -56,11 +66,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(routes::VM_WHY, get(policy::why))
         .route(routes::GROUP_POLICY, get(policy::show_group).put(policy::set_group))
         .route(routes::VM_LOG, get(logs::log))
-        .route(routes::VM_STREAM, any(streams::open))
+        .route(routes::VM_STREAM, get(streams::open))
         .fallback(unknown)
-        .method_not_allowed_fallback(unknown)
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(from_fn(survive))
+        .method_not_allowed_fallback(wrong_method)
         .with_state(app)
 }
 
@@ -79,6 +87,12 @@ async fn groups(State(app): State<Arc<App>>) -> Json<Vec<Group>> {
 
 async fn unknown(method: Method, uri: Uri) -> ApiError {
     Problem::new(Code::NotFound, format!("there is no {method} {}", uri.path())).into()
+}
+
+/// The framework adds `Allow`.
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    let detail = format!("there is no {method} {}; `Allow` says what there is", uri.path());
+    Problem::new(Code::MethodNotAllowed, detail).into()
 }
 
 /// A panic in a handler is a defect of that request, not of the daemon.

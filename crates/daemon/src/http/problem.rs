@@ -5,6 +5,7 @@ use crate::guest::session::{OpenError, failure_class};
 use crate::store::StoreError;
 use crate::vm::VmError;
 use crate::vm::policy::PolicyError;
+use axum::Extension;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use enisle_api::stream::FromDaemon;
@@ -13,6 +14,13 @@ use enisle_api::{Code, Problem};
 /// A problem as an answer.
 #[derive(Debug)]
 pub(crate) struct ApiError(Box<Problem>);
+
+impl ApiError {
+    #[cfg(test)]
+    pub(crate) fn problem(&self) -> &Problem {
+        &self.0
+    }
+}
 
 impl From<Problem> for ApiError {
     fn from(problem: Problem) -> Self {
@@ -31,7 +39,9 @@ impl IntoResponse for ApiError {
         let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         // Text and numbers only: there is nothing in it that JSON could refuse.
         let body = serde_json::to_vec(&self.0).unwrap_or_default();
-        (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+        // With the problem itself, for the layer that knows the request's id.
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], Extension(*self.0), body)
+            .into_response()
     }
 }
 
@@ -46,6 +56,11 @@ pub(crate) fn problem(error: &VmError) -> Problem {
         // RFC 6901 §3.
         VmError::BadLabel { key, .. } => new(Code::InvalidRequest)
             .pointer(format!("/labels/{}", key.replace('~', "~0").replace('/', "~1"))),
+        VmError::BadKey => new(Code::InvalidRequest),
+        VmError::KeyReused { .. } => {
+            new(Code::KeyReused).hint("a key stands for one request; take a new one for another")
+        }
+        VmError::KeyGone { .. } => new(Code::Gone).hint("take a new key to make another VM"),
         VmError::Store(error) => store_problem(error),
         VmError::Policy(error) => policy_problem(error),
         VmError::Network(_) => {

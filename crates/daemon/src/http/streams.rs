@@ -19,6 +19,7 @@ use futures_util::stream::SplitStream;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
+use tracing::Instrument;
 
 /// Largest message of a client, in bytes: the first one, which must fit a frame of the guest's
 /// protocol in the end.
@@ -38,7 +39,9 @@ pub(super) async fn open(
     let place = vm.stream_place()?;
     let upgrade = upgrade.map_err(|e| Problem::new(Code::InvalidRequest, e.body_text()))?;
     let upgrade = upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE);
-    Ok(upgrade.on_upgrade(move |socket| serve(socket, vm, place)))
+    // The request goes on after its answer.
+    let request = tracing::Span::current();
+    Ok(upgrade.on_upgrade(move |socket| serve(socket, vm, place).instrument(request)))
 }
 
 async fn serve(socket: WebSocket, vm: Handle, _place: StreamPlace) {

@@ -4,6 +4,7 @@ use super::*;
 use crate::fault::FaultPlan;
 use crate::parts::fake::Guest;
 use crate::vm::tests::{Bench, bench};
+use axum::http::HeaderMap;
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
@@ -32,23 +33,36 @@ fn api(guest: Guest) -> Api {
     let version = Version { enisle: "0".into(), scope: "00000000".into(), pid: 1, hypervisor: "none".into() };
     let app = App { registry: Arc::clone(&bench.registry), version, stopping: bench.stopping.clone() };
     let stop = CancellationToken::new();
-    let router = router(Arc::new(app)).route("/panic", get(|| async { panic!("asked to") as () }));
-    let server =
-        tokio::spawn(serve(Listener::bind(&socket).unwrap(), router.layer(from_fn(survive)), stop.clone()));
+    let router = routes(Arc::new(app)).route("/panic", get(|| async { panic!("asked to") as () }));
+    let server = tokio::spawn(serve(Listener::bind(&socket).unwrap(), guarded(router), stop.clone()));
     Api { bench, socket, stop, server, _dir: dir }
 }
 
 impl Api {
     async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String, Vec<u8>) {
+        let (status, headers, body) = self.ask_with(method, path, &[], body).await;
+        (status, headers.get("content-type").map_or("", |v| v.to_str().unwrap()).to_owned(), body)
+    }
+
+    async fn ask_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (u16, HeaderMap, Vec<u8>) {
         let stream = UnixStream::connect(&self.socket).await.unwrap();
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        let request = axum::http::Request::builder().method(method).uri(path).body(body.to_owned()).unwrap();
+        let mut request = axum::http::Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(body.to_owned()).unwrap();
         let response = timeout(SOON, sender.send_request(request)).await.unwrap().unwrap();
         let (head, body) = response.into_parts();
-        let kind = head.headers.get("content-type").map_or("", |v| v.to_str().unwrap()).to_owned();
-        (head.status.as_u16(), kind, body.collect().await.unwrap().to_bytes().to_vec())
+        (head.status.as_u16(), head.headers, body.collect().await.unwrap().to_bytes().to_vec())
     }
 
     async fn json(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
@@ -58,10 +72,13 @@ impl Api {
     }
 
     async fn problem(&self, method: &str, path: &str, body: &str) -> (u16, String, String) {
-        let (status, kind, body) = self.ask(method, path, body).await;
-        assert_eq!(kind, "application/problem+json", "{}", String::from_utf8_lossy(&body));
+        let (status, headers, body) = self.ask_with(method, path, &[], body).await;
+        let header = |name| headers.get(name).unwrap().to_str().unwrap();
+        assert_eq!(header("content-type"), "application/problem+json", "{}", String::from_utf8_lossy(&body));
         let problem: Problem = serde_json::from_slice(&body).unwrap();
         assert_eq!((problem.status, problem.code.status()), (status, status));
+        assert_eq!(problem.kind, format!("/docs#problem-{}", problem.code.name()));
+        assert_eq!(problem.instance, Some(format!("urn:uuid:{}", header("x-request-id"))));
         (status, problem.detail, problem.pointer.unwrap_or_default())
     }
 }
@@ -121,8 +138,9 @@ async fn every_mistake_is_a_problem_document() {
     let cases: &[(&str, &str, &str, u16, &str, &str)] = &[
         ("GET", "/", "", 404, "there is no GET /", ""),
         ("GET", "/v2/vms", "", 404, "/v2/vms", ""),
-        ("PUT", routes::VMS, "", 404, "there is no PUT", ""),
-        ("DELETE", routes::VMS, "", 404, "there is no DELETE", ""),
+        ("PUT", routes::VMS, "", 405, "there is no PUT", ""),
+        ("DELETE", routes::VMS, "", 405, "there is no DELETE", ""),
+        ("POST", "/v1/vms/x/stream", "", 405, "there is no POST", ""),
         ("GET", "/v1/vms/nobody", "", 404, "nobody", ""),
         ("DELETE", "/v1/vms/nobody", "", 404, "nobody", ""),
         ("GET", "/v1/vms/nobody/log", "", 404, "nobody", ""),
@@ -135,13 +153,13 @@ async fn every_mistake_is_a_problem_document() {
         ("POST", routes::VMS, " [\"agents\"]", 400, "a JSON object", ""),
         ("GET", "/v1/vms/%ff", "", 400, "UTF-8", ""),
         ("GET", "/v1/vms/%ff/log", "", 400, "UTF-8", ""),
-        ("POST", routes::VMS, r#"{"cpus":1}"#, 400, "unknown field `cpus`", ""),
+        ("POST", routes::VMS, r#"{"cpus":1}"#, 400, "unknown field `cpus`", "/cpus"),
         ("POST", routes::VMS, r#"{"vcpu":0}"#, 400, "1 to 64", "/vcpu"),
-        ("POST", routes::VMS, r#"{"vcpu":300}"#, 400, "300", ""),
+        ("POST", routes::VMS, r#"{"vcpu":300}"#, 400, "300", "/vcpu"),
         ("POST", routes::VMS, r#"{"ram_mb":1}"#, 400, "64", "/ram_mb"),
         ("POST", routes::VMS, r#"{"group":"x"}"#, 404, "agents", "/group"),
         ("POST", routes::VMS, r#"{"name":"-"}"#, 400, "a-z", "/name"),
-        ("POST", routes::VMS, &huge, 400, "the body", ""),
+        ("POST", routes::VMS, &huge, 413, "the body", ""),
     ];
     for (method, path, body, status, detail, pointer) in cases {
         let (got, said, at) = api.problem(method, path, body).await;
@@ -230,6 +248,94 @@ async fn events_are_lines_or_server_sent_from_a_number_on_and_end_with_the_daemo
     for bad in ["since=x", "since=-1", "follow=maybe", "before=1"] {
         assert_eq!(api.problem("GET", &format!("{}?{bad}", routes::EVENTS), "").await.0, 400, "{bad}");
     }
+}
+
+#[tokio::test]
+async fn a_wrong_method_is_told_the_right_ones() {
+    let api = api(Guest::Honest);
+    let (status, headers, _) = api.ask_with("PATCH", routes::VMS, &[], "").await;
+    assert_eq!(status, 405);
+    let mut allowed: Vec<&str> = headers["allow"].to_str().unwrap().split(',').collect();
+    allowed.sort_unstable();
+    assert_eq!(allowed, ["GET", "HEAD", "POST"]);
+}
+
+#[tokio::test]
+async fn one_key_makes_one_vm_whatever_happens() {
+    let api = api(Guest::Honest);
+    let make = async |key: &str, body: &str| {
+        let (status, headers, body) =
+            api.ask_with("POST", routes::VMS, &[("idempotency-key", key)], body).await;
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        (status, headers.contains_key("idempotency-replayed"), body)
+    };
+    let (waits, spaced) = (r#"{"wait":true,"vcpu":2}"#, r#" { "vcpu": 2, "wait" : true } "#);
+    // At once: one is made, all get it.
+    let made = tokio::join!(make("a", waits), make("a", spaced), make("\"a\"", waits));
+    for (status, _, vm) in [&made.0, &made.1, &made.2] {
+        assert_eq!((*status, &vm["name"], &vm["state"]), (201, &json!("agents-1"), &json!("running")));
+    }
+    assert_eq!([made.0.1, made.1.1, made.2.1].iter().filter(|replayed| !**replayed).count(), 1);
+    let (status, replayed, vm) = make("a", waits).await;
+    assert_eq!((status, replayed, &vm["name"]), (201, true, &json!("agents-1")));
+    let (status, _, problem) = make("a", "{}").await;
+    assert_eq!((status, &problem["code"]), (422, &json!("key_reused")));
+    let (_, _, other) = make("b", waits).await;
+    assert_eq!(other["name"], "agents-2");
+    assert_eq!(api.json("GET", routes::VMS, "").await.1.as_array().unwrap().len(), 2);
+    // Gone, and its name another's.
+    api.ask("DELETE", "/v1/vms/agents-1", "").await;
+    api.json("POST", routes::VMS, r#"{"name":"agents-1"}"#).await;
+    let (status, _, problem) = make("a", waits).await;
+    assert_eq!((status, &problem["code"]), (410, &json!("gone")));
+    for bad in ["", "\"\"", &"k".repeat(256)] {
+        assert_eq!(make(bad, waits).await.0, 400, "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_a_vm_that_failed_may_be_tried_again() {
+    let api = api(Guest::Honest);
+    api.bench.parts.fault("disk", crate::parts::fake::Fault::Fail);
+    let key = [("idempotency-key", "a")];
+    assert_eq!(api.ask_with("POST", routes::VMS, &key, r#"{"wait":true}"#).await.0, 500);
+    assert_eq!(api.ask_with("POST", routes::VMS, &key, r#"{"wait":true}"#).await.0, 201);
+}
+
+/// Collects log lines.
+#[derive(Clone, Default)]
+struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_requests_id_is_in_its_answer_and_in_the_log_of_what_was_done_for_it() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let log = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone());
+    let _log = tracing::subscriber::set_default(log.with_max_level(tracing::Level::DEBUG).finish());
+    let api = api(Guest::Honest);
+    let (_, made, _) = api.ask_with("POST", routes::VMS, &[], "{}").await;
+    let (_, wrong, _) = api.ask_with("GET", "/v1/vms/nobody", &[], "").await;
+    let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let said = |headers: &HeaderMap| -> Vec<String> {
+        let id = headers["x-request-id"].to_str().unwrap();
+        let of_it = |line: &&Value| line["span"]["id"] == id;
+        lines.iter().filter(of_it).map(|line| line["message"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(said(&made), ["creating", "answered"]);
+    assert_eq!(said(&wrong), ["there is no VM named \"nobody\""]);
+    assert_ne!(made["x-request-id"], wrong["x-request-id"]);
 }
 
 #[tokio::test]

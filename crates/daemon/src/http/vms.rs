@@ -3,11 +3,13 @@
 use super::App;
 use super::body::{Body, Name};
 use super::problem::ApiError;
-use crate::vm::{Handle, labels};
+use crate::vm::registry::Once;
+use crate::vm::{Handle, VmError, labels};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
 use enisle_api::{Code, CreateVm, Problem, Removal, Vm};
 use std::sync::Arc;
 
@@ -30,14 +32,31 @@ pub(super) async fn list(
 /// waits drops this future, which removes the VM.
 pub(super) async fn create(
     State(app): State<Arc<App>>,
+    headers: HeaderMap,
     Body(create): Body<CreateVm>,
-) -> Result<(StatusCode, Json<Vm>), ApiError> {
-    let vm = if create.wait {
-        app.registry.start_and_wait(&create).await?
-    } else {
-        app.registry.start(&create, None)?
+) -> Result<Response, ApiError> {
+    let once = match idempotency_key(&headers)? {
+        Some(key) => app.registry.start_once(&create, &key).await?,
+        None if create.wait => Once { vm: app.registry.start_and_wait(&create).await?, replayed: false },
+        None => Once { vm: app.registry.start(&create, None)?, replayed: false },
     };
-    Ok((StatusCode::CREATED, Json(vm.show())))
+    let mut response = (StatusCode::CREATED, Json(once.vm.show())).into_response();
+    if once.replayed {
+        response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+/// The key, with or without the quotes of a structured field (RFC 9651 §3.3.3).
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let mut keys = headers.get_all("idempotency-key").iter();
+    let Some(key) = keys.next() else { return Ok(None) };
+    if keys.next().is_some() {
+        return Err(Problem::new(Code::InvalidRequest, "several Idempotency-Key headers").into());
+    }
+    let key = key.to_str().map_err(|_| VmError::BadKey)?.trim();
+    let bare = key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(key);
+    Ok(Some(bare.to_owned()))
 }
 
 pub(super) async fn show(State(app): State<Arc<App>>, Name(name): Name) -> Result<Json<Vm>, ApiError> {

@@ -10,6 +10,7 @@
 mod adopt;
 mod error;
 mod group_lists;
+mod keys;
 mod lock;
 mod row;
 mod schema;
@@ -32,6 +33,7 @@ use lock::StateLock;
 use row::{COLUMNS, json_of, json_of_labels, number_of};
 
 pub use error::StoreError;
+pub use keys::{KEY_MS, KeyUse, MAX_KEYS};
 pub use row::{Intent, Lifetime, NewVm, VmRow, VmmProcess, is_vm_name};
 
 const DATABASE: &str = "state.db";
@@ -188,8 +190,14 @@ impl Store {
     /// # Errors
     /// The database's.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
-        let deleted = self.connection().execute("DELETE FROM vms WHERE name = ?1", [name]);
-        deleted.map(|_| ()).map_err(|error| StoreError::sqlite(&self.path, error))
+        let mut connection = self.connection();
+        let mut delete = || -> rusqlite::Result<()> {
+            let transaction = connection.transaction()?;
+            keys::forget_unready(&transaction, name)?;
+            transaction.execute("DELETE FROM vms WHERE name = ?1", [name])?;
+            transaction.commit()
+        };
+        delete().map_err(|error| StoreError::sqlite(&self.path, error))
     }
 
     /// One VM.

@@ -43,6 +43,21 @@ pub(crate) enum VmError {
         /// What it must be.
         rule: &'static str,
     },
+    /// An idempotency key that is none.
+    #[error("Idempotency-Key must be 1 to 255 printable ASCII characters")]
+    BadKey,
+    /// An idempotency key of another request.
+    #[error("this Idempotency-Key was used for another request, which made VM {vm}")]
+    KeyReused {
+        /// The VM.
+        vm: String,
+    },
+    /// An idempotency key of a VM that is gone.
+    #[error("this Idempotency-Key made VM {vm}, which is gone")]
+    KeyGone {
+        /// The VM.
+        vm: String,
+    },
     /// The store refuses.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -2,8 +2,11 @@
 //!
 //! Owns: making owner tasks, and the way down for all of them. Refuses: acting on a VM itself.
 
+mod once;
 mod policy;
 
+pub(crate) use once::Once;
+use once::patience;
 pub(crate) use policy::Wish;
 
 use super::create::{Made, Workshop};
@@ -37,6 +40,8 @@ pub(crate) struct Registry {
     vms: Arc<Mutex<BTreeMap<String, Handle>>>,
     /// Set when the daemon goes down: no more VMs from then on.
     stopping: CancellationToken,
+    /// Held while a VM is looked for or made under an idempotency key.
+    keyed: tokio::sync::Mutex<()>,
 }
 
 impl Registry {
@@ -46,7 +51,8 @@ impl Registry {
         dirs: StateDirs,
         stopping: CancellationToken,
     ) -> Self {
-        Self { workshop, groups, dirs, vms: Arc::default(), stopping }
+        let keyed = tokio::sync::Mutex::new(());
+        Self { workshop, groups, dirs, vms: Arc::default(), stopping, keyed }
     }
 
     /// Starts a VM: returns when it has its name and address. `turn` bounds how many are made at
@@ -99,10 +105,12 @@ impl Registry {
     /// Starts a VM and waits until exec works in it, within the request's time. One that fails, or
     /// is not waited for to the end, is removed again.
     pub(crate) async fn start_and_wait(&self, create: &CreateVm) -> Result<Handle, VmError> {
-        let guard = Unready { handle: self.start(create, None)?, kept: false };
+        self.wait_for(Unready::new(self.start(create, None)?), create).await
+    }
+
+    async fn wait_for(&self, guard: Unready, create: &CreateVm) -> Result<Handle, VmError> {
         let handle = &guard.handle;
-        let patience = create.timeout_ms.map_or(WAIT_DEFAULT, Duration::from_millis);
-        match handle.ready(patience).await {
+        match handle.ready(patience(create)).await {
             Ok(()) => Ok(guard.keep()),
             Err(error) => {
                 // What could not be removed is in the log and in the list of VMs.
