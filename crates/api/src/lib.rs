@@ -8,6 +8,7 @@
 //! meaning of a field. Requests refuse unknown fields; responses may grow.
 
 pub mod event;
+pub mod openapi;
 pub mod policy;
 pub mod problem;
 pub mod routes;

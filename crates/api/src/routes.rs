@@ -9,6 +9,12 @@ pub const GROUPS: &str = "/v1/groups";
 /// `GET ?since=SEQ&follow=BOOL` → each [`crate::Event`] as a line of JSON, or as a server-sent event for whoever
 /// accepts `text/event-stream`. Without `since` everything that is kept.
 pub const EVENTS: &str = "/v1/events";
+/// `GET` → [`crate::openapi::document`].
+pub const OPENAPI: &str = "/v1/openapi.json";
+/// `GET` → the same for people, as a page.
+pub const DOCS: &str = "/docs";
+/// `GET` → what the page needs.
+pub const DOCS_FILE: &str = "/docs/{file}";
 /// `POST` [`crate::Verify`] → [`crate::Verified`], once every row was asked.
 pub const VERIFY: &str = "/v1/verify";
 /// `GET ?label=KEY[=VALUE]`, repeatable → list of [`crate::Vm`] that have all of them; `POST` [`crate::CreateVm`] → 201 [`crate::Vm`].

@@ -4,6 +4,7 @@
 //! registry and answer; what they ask for is done elsewhere. Refuses: state of its own.
 
 mod body;
+mod docs;
 mod events;
 mod identity;
 mod logs;
@@ -23,7 +24,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use enisle_api::{Code, Group, Health, Problem, Version, routes};
 use futures_util::FutureExt;
@@ -53,23 +54,30 @@ fn guarded(router: Router) -> Router {
     router.layer(DefaultBodyLimit::max(MAX_BODY)).layer(from_fn(survive)).layer(from_fn(identity::identify))
 }
 
+/// Every route there is; `enisle_api::openapi` describes the same ones.
+fn table() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
+    vec![
+        (routes::HEALTH, get(health)),
+        (routes::VERSION, get(version)),
+        (routes::OPENAPI, get(docs::document)),
+        (routes::DOCS, get(docs::page)),
+        (routes::DOCS_FILE, get(docs::asset)),
+        (routes::GROUPS, get(groups)),
+        (routes::EVENTS, get(events::events)),
+        (routes::VERIFY, post(verify::run)),
+        (routes::VMS, get(vms::list).post(vms::create)),
+        (routes::VM, get(vms::show).delete(vms::remove)),
+        (routes::VM_POLICY, get(policy::show_vm).put(policy::set_vm)),
+        (routes::VM_WHY, get(policy::why)),
+        (routes::GROUP_POLICY, get(policy::show_group).put(policy::set_group)),
+        (routes::VM_LOG, get(logs::log)),
+        (routes::VM_STREAM, get(streams::open)),
+    ]
+}
+
 fn routes(app: Arc<App>) -> Router {
-    Router::new()
-        .route(routes::HEALTH, get(health))
-        .route(routes::VERSION, get(version))
-        .route(routes::GROUPS, get(groups))
-        .route(routes::EVENTS, get(events::events))
-        .route(routes::VERIFY, post(verify::run))
-        .route(routes::VMS, get(vms::list).post(vms::create))
-        .route(routes::VM, get(vms::show).delete(vms::remove))
-        .route(routes::VM_POLICY, get(policy::show_vm).put(policy::set_vm))
-        .route(routes::VM_WHY, get(policy::why))
-        .route(routes::GROUP_POLICY, get(policy::show_group).put(policy::set_group))
-        .route(routes::VM_LOG, get(logs::log))
-        .route(routes::VM_STREAM, get(streams::open))
-        .fallback(unknown)
-        .method_not_allowed_fallback(wrong_method)
-        .with_state(app)
+    let all = table().into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods));
+    all.fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(app)
 }
 
 async fn health(State(app): State<Arc<App>>) -> Json<Health> {

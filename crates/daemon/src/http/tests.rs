@@ -1,5 +1,7 @@
 //! The API over a real unix socket, with parts that exist only as names.
 
+mod description;
+
 use super::*;
 use crate::fault::FaultPlan;
 use crate::parts::fake::Guest;
