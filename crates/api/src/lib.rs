@@ -8,6 +8,8 @@
 //! meaning of a field. Requests refuse unknown fields; responses may grow.
 
 pub mod event;
+pub mod exec;
+pub mod files;
 pub mod openapi;
 pub mod policy;
 pub mod problem;
@@ -17,6 +19,8 @@ pub mod verify;
 pub mod vm;
 
 pub use event::{Event, EventKind};
+pub use exec::*;
+pub use files::*;
 pub use policy::*;
 pub use problem::{Code, Problem};
 pub use verify::{Verified, Verify, VerifyRow};

@@ -7,12 +7,13 @@ mod document;
 
 use crate::stream::{FromDaemon, Open, ToDaemon};
 use crate::{
-    Code, CreateVm, Event, Group, Health, Policy, PolicyChange, PolicyLists, Verified, Verify, Version, Vm,
-    Why, routes,
+    Code, CreateVm, Event, FileInfo, FileList, Group, Health, Policy, PolicyChange, PolicyLists, RunExec,
+    RunOutcome, Verified, Verify, Version, Vm, Why, routes,
 };
 use document::{Document, Param};
 use serde_json::{Value, json};
 
+const PATH: Param = Param::required_query("path", "Path in the guest, absolute or relative to `/root`.");
 const DRY_RUN: Param = Param::query("dry_run", "boolean", "Only say what would change.");
 const IF_MATCH: Param =
     Param::header("If-Match", "The `ETag` of what was read: refuse when somebody changed it since.");
@@ -25,6 +26,7 @@ pub fn document() -> Value {
     vms(&mut document);
     policies(&mut document);
     streams(&mut document);
+    guests(&mut document);
     document.finish()
 }
 
@@ -156,6 +158,87 @@ fn streams(document: &mut Document) {
         .get(routes::VM_STREAM, "openStream", "Exec, shell, copy or forward over a WebSocket (RFC 6455).")
         .upgrade(messages)
         .end(&[Code::InvalidRequest, Code::NotFound, Code::WrongState, Code::Exhausted]);
+}
+
+fn guests(document: &mut Document) {
+    let codes = [
+        Code::InvalidRequest,
+        Code::NotFound,
+        Code::WrongState,
+        Code::TooLarge,
+        Code::Exhausted,
+        Code::GuestFailed,
+        Code::Timeout,
+    ];
+    document
+        .post(routes::VM_EXEC, "exec", "Run a process to its end and answer with what it wrote.")
+        .body::<RunExec>()
+        .json::<RunOutcome>(200)
+        .end(&codes);
+    document
+        .get(
+            routes::VM_FILES,
+            "readFile",
+            "The bytes of one regular file. A connection that breaks has half of it.",
+        )
+        .param(PATH)
+        .bytes("application/octet-stream", "The file.")
+        .end(&codes);
+    document
+        .put(
+            routes::VM_FILES,
+            "writeFile",
+            "Write one regular file, in an existing directory. An unfinished one is removed.",
+        )
+        .param(PATH)
+        .bytes_body("application/octet-stream", "The file's content, of any length.")
+        .nothing()
+        .end(&codes);
+    document
+        .delete(routes::VM_FILES, "removeFile", "Remove a file, a link itself, or a directory.")
+        .param(PATH)
+        .param(Param::query(
+            "recursive",
+            "boolean",
+            "A directory with everything in it; else only an empty one.",
+        ))
+        .nothing()
+        .end(&codes);
+    document
+        .get(routes::VM_STAT, "statFile", "What is at a path; a symbolic link itself.")
+        .param(PATH)
+        .json::<FileInfo>(200)
+        .end(&codes);
+    document
+        .get(routes::VM_LIST, "listFiles", "What is in a directory, by name.")
+        .param(PATH)
+        .json::<FileList>(200)
+        .end(&codes);
+    document
+        .post(routes::VM_MAKE_DIR, "makeDirectory", "Make a directory.")
+        .param(PATH)
+        .param(Param::query(
+            "parents",
+            "boolean",
+            "The missing ones above it too; one that is there is fine.",
+        ))
+        .nothing()
+        .end(&codes);
+    document
+        .get(routes::VM_ARCHIVE, "readArchive", "A file or directory as a tar stream.")
+        .param(PATH)
+        .bytes("application/x-tar", "The archive; its root is the last component of the path.")
+        .end(&codes);
+    document
+        .put(
+            routes::VM_ARCHIVE,
+            "writeArchive",
+            "Unpack a tar stream: into an existing directory, or its single root under the path's name.",
+        )
+        .param(PATH)
+        .bytes_body("application/x-tar", "The archive, of any length.")
+        .nothing()
+        .end(&codes);
 }
 
 #[cfg(test)]

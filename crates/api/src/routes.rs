@@ -30,6 +30,19 @@ pub const VM_WHY: &str = "/v1/vms/{name}/why";
 pub const GROUP_POLICY: &str = "/v1/groups/{name}/policy";
 /// `GET ?follow=BOOL` → the serial console as `application/octet-stream`.
 pub const VM_LOG: &str = "/v1/vms/{name}/log";
+/// `POST` [`crate::RunExec`] → [`crate::RunOutcome`], when the process has ended.
+pub const VM_EXEC: &str = "/v1/vms/{name}/exec";
+/// `GET ?path=PATH` → the bytes of one regular file in the guest; `PUT ?path=PATH`, the bytes → 204;
+/// `DELETE ?path=PATH&recursive=BOOL` → 204.
+pub const VM_FILES: &str = "/v1/vms/{name}/files";
+/// `GET ?path=PATH` → [`crate::FileInfo`].
+pub const VM_STAT: &str = "/v1/vms/{name}/files/stat";
+/// `GET ?path=PATH` → [`crate::FileList`].
+pub const VM_LIST: &str = "/v1/vms/{name}/files/list";
+/// `POST ?path=PATH&parents=BOOL` → 204.
+pub const VM_MAKE_DIR: &str = "/v1/vms/{name}/files/mkdir";
+/// `GET ?path=PATH` → a file or directory in the guest as a tar stream; `PUT ?path=PATH`, a tar stream → 204.
+pub const VM_ARCHIVE: &str = "/v1/vms/{name}/archive";
 /// WebSocket; see [`crate::stream`]. The first message is an [`crate::stream::Open`].
 pub const VM_STREAM: &str = "/v1/vms/{name}/stream";
 
@@ -60,6 +73,36 @@ pub fn vms(labels: &[String]) -> String {
 #[must_use]
 pub fn vm_log(name: &str, follow: bool) -> String {
     format!("/v1/vms/{}/log?follow={follow}", encode(name))
+}
+
+/// The path of running a process to its end in one VM.
+#[must_use]
+pub fn vm_exec(name: &str) -> String {
+    format!("/v1/vms/{}/exec", encode(name))
+}
+
+/// The path of describing a file in one VM.
+#[must_use]
+pub fn vm_stat(name: &str, path: &str) -> String {
+    format!("/v1/vms/{}/files/stat?path={}", encode(name), encode(path))
+}
+
+/// The path of listing a directory in one VM.
+#[must_use]
+pub fn vm_list(name: &str, path: &str) -> String {
+    format!("/v1/vms/{}/files/list?path={}", encode(name), encode(path))
+}
+
+/// The path of making a directory in one VM.
+#[must_use]
+pub fn vm_make_dir(name: &str, path: &str, parents: bool) -> String {
+    format!("/v1/vms/{}/files/mkdir?path={}&parents={parents}", encode(name), encode(path))
+}
+
+/// The path of removing a file in one VM.
+#[must_use]
+pub fn vm_remove(name: &str, path: &str, recursive: bool) -> String {
+    format!("/v1/vms/{}/files?path={}&recursive={recursive}", encode(name), encode(path))
 }
 
 /// The path of one VM's stream endpoint.

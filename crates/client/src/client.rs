@@ -7,7 +7,9 @@ use crate::session::Session;
 use crate::{Endpoint, Error};
 use bytes::Bytes;
 use enisle_api::stream::Open;
-use enisle_api::{CreateVm, Group, Health, Verified, Verify, Version, Vm, routes};
+use enisle_api::{
+    CreateVm, Group, Health, RUN_DEFAULT_MS, RunExec, RunOutcome, Verified, Verify, Version, Vm, routes,
+};
 use http::{Method, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -24,6 +26,8 @@ const CREATE_DEFAULT: Duration = Duration::from_secs(120);
 /// What the daemon gets on top of its own bound to undo a creation and to answer.
 const CREATE_MARGIN: Duration = Duration::from_secs(60);
 
+/// What the daemon gets on top of a process's time: a VM that boots is waited for.
+const RUN_MARGIN: Duration = Duration::from_secs(120);
 /// What the daemon gets on top of a creation to ask every row, to remove the VM and to answer.
 const VERIFY_LIMIT: Duration = Duration::from_secs(420);
 
@@ -160,6 +164,22 @@ impl Client {
         let ask = Ask { method: &Method::GET, path: &path };
         let response = bounded(ask, READ_LIMIT, connection::request(&self.endpoint, ask, None)).await?;
         Ok(LogStream::new(ask, response))
+    }
+
+    /// Runs a process to its end in a VM and returns what it wrote, at most 1 MiB of each stream. At most the
+    /// request's time-out and two minutes. Dropping the future kills the process.
+    ///
+    /// # Errors
+    /// `not_found` when there is no such VM or program; else see [`Error`].
+    pub async fn run(&self, vm: &str, run: &RunExec) -> Result<RunOutcome, Error> {
+        let path = routes::vm_exec(vm);
+        let ask = Ask { method: &Method::POST, path: &path };
+        let json = serde_json::to_vec(run).map_err(|e| ask.protocol(e.to_string()))?;
+        let limit = Duration::from_millis(run.timeout_ms.unwrap_or(RUN_DEFAULT_MS));
+        bounded(ask, limit.saturating_add(RUN_MARGIN), async {
+            read_json(ask, connection::request(&self.endpoint, ask, Some(json)).await?).await
+        })
+        .await
     }
 
     /// Starts a process in a VM. Returns when it runs.

@@ -20,6 +20,7 @@ mod connection;
 mod endpoint;
 mod error;
 mod events;
+mod files;
 mod handles;
 mod output;
 mod policy;

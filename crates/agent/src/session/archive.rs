@@ -24,7 +24,7 @@ const HOME: &str = "/root";
 const STACK: usize = 256 << 10;
 
 /// The worker as the pump sees it.
-struct Worker {
+pub(super) struct Worker {
     thread: Option<JoinHandle<Result<(), Failure>>>,
     /// Hangs up when the worker ends.
     ended: PipeReader,
@@ -56,7 +56,7 @@ impl Job for Worker {
 }
 
 /// Starts `task` and the pipe that tells of its end.
-fn start(
+pub(super) fn start(
     complete: Arc<AtomicBool>,
     task: impl FnOnce() -> Result<(), Failure> + Send + 'static,
 ) -> io::Result<Worker> {
@@ -70,7 +70,7 @@ fn start(
     Ok(Worker { thread: Some(thread), ended, complete })
 }
 
-fn absolute(path: &str) -> Result<PathBuf, Failure> {
+pub(super) fn absolute(path: &str) -> Result<PathBuf, Failure> {
     if path.is_empty() || path.contains('\0') {
         return Err(failure(FailureCode::Invalid, format!("{path:?} is no path")));
     }

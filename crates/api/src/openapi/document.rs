@@ -167,6 +167,13 @@ impl<'a> Operation<'a> {
         self
     }
 
+    /// A body that is no JSON.
+    pub(super) fn bytes_body(mut self, kind: &str, description: &str) -> Self {
+        let body = json!({ "required": true, "description": description, "content": { kind: {} } });
+        self.content.insert("requestBody".to_owned(), body);
+        self
+    }
+
     /// A JSON answer.
     pub(super) fn json<T: JsonSchema>(self, status: u16) -> Self {
         self.answer::<T>(status, json!({}))

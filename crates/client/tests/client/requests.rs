@@ -1,7 +1,7 @@
 //! Plain requests, and what is said when there is nobody to ask.
 
 use crate::fake_daemon::FakeDaemon;
-use enisle_client::api::{Code, CreateVm};
+use enisle_client::api::{Code, CreateVm, Encoding, RunExec};
 use enisle_client::{Client, Endpoint, Error};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -50,6 +50,29 @@ async fn events_come_one_by_one_from_where_they_are_asked_for() {
         }
         assert_eq!(seen, numbers, "{since:?}");
     }
+}
+
+#[tokio::test]
+async fn a_process_is_run_to_its_end() {
+    let daemon = FakeDaemon::start();
+    let client = Client::new(Endpoint::unix(&daemon.socket));
+    let run = RunExec { argv: vec!["a".into(), "b".into()], stdin: Some("in".into()), ..RunExec::default() };
+    let outcome = client.run("agents-1", &run).await.unwrap();
+    assert_eq!((outcome.exit_code, outcome.stdout.data.as_str()), (7, "a b"));
+    assert_eq!((outcome.stderr.data.as_str(), outcome.stderr.encoding), ("in", Encoding::Utf8));
+}
+
+#[tokio::test]
+async fn files_are_asked_for_by_their_path() {
+    let daemon = FakeDaemon::start();
+    let client = Client::new(Endpoint::unix(&daemon.socket));
+    assert_eq!(client.stat("agents-1", "/a b&c").await.unwrap().name, "GET stat /a b&c");
+    let list = client.list_dir("agents-1", "/d").await.unwrap();
+    assert_eq!((list.entries[0].name.as_str(), list.truncated), ("GET list /d", true));
+    client.make_dir("agents-1", "/d", true).await.unwrap();
+    client.remove_path("agents-1", "/d", false).await.unwrap();
+    let seen = daemon.shared.seen.lock().unwrap().files.clone();
+    assert_eq!(seen, ["mkdir path=%2Fd&parents=true", "remove path=%2Fd&recursive=false"]);
 }
 
 #[tokio::test]

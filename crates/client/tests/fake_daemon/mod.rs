@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use enisle_api::stream::{FromDaemon, Open, STDIN, STDOUT};
 use enisle_api::{
-    Code, CreateVm, Event, EventKind, Group, GroupNetwork, Health, Problem, Version, Vm, VmState,
+    Code, CreateVm, Event, EventKind, FileInfo, Group, GroupNetwork, Health, Problem, Version, Vm, VmState,
 };
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -58,6 +58,8 @@ pub(crate) struct Seen {
     pub(crate) violations: Vec<String>,
     /// The last request to make a VM.
     pub(crate) created: Option<CreateVm>,
+    /// What was made and removed of files.
+    pub(crate) files: Vec<String>,
     /// The idempotency key of that.
     pub(crate) key: Option<String>,
     /// Sizes that terminals were set to.
@@ -143,6 +145,11 @@ fn router(shared: Arc<Shared>) -> axum::Router {
         .route("/v1/vms", get(list).post(create))
         .route("/v1/vms/{name}", get(show).delete(remove))
         .route("/v1/vms/{name}/log", get(log))
+        .route("/v1/vms/{name}/exec", axum::routing::post(run))
+        .route("/v1/vms/{name}/files/stat", get(stat))
+        .route("/v1/vms/{name}/files/list", get(list_dir))
+        .route("/v1/vms/{name}/files/mkdir", axum::routing::post(make_dir))
+        .route("/v1/vms/{name}/files", axum::routing::delete(remove_path))
         .route("/v1/vms/{name}/stream", get(stream))
         .with_state(shared)
 }
@@ -168,6 +175,46 @@ async fn events(Query(query): Query<EventsQuery>) -> String {
     let after = |event: &&Event| query.since.is_none_or(|since| event.seq > since);
     let line = |event: &Event| format!("{}\n", serde_json::to_string(event).unwrap());
     all.iter().filter(after).map(line).collect()
+}
+
+async fn run(Json(run): Json<enisle_api::RunExec>) -> Json<enisle_api::RunOutcome> {
+    let captured = |data: String| enisle_api::Captured {
+        encoding: enisle_api::Encoding::Utf8,
+        truncated: false,
+        bytes: data.len() as u64,
+        data,
+    };
+    let (stdout, stderr) = (captured(run.argv.join(" ")), captured(run.stdin.unwrap_or_default()));
+    Json(enisle_api::RunOutcome { exit_code: 7, signal: None, timed_out: false, stdout, stderr })
+}
+
+#[derive(serde::Deserialize)]
+struct PathQuery {
+    path: String,
+}
+
+fn file(name: String) -> FileInfo {
+    let kind = enisle_api::FileKind::File;
+    FileInfo { name, lossy: false, kind, size: 0, mode: 0, uid: 0, gid: 0, modified_ms: 0, target: None }
+}
+
+async fn stat(Query(asked): Query<PathQuery>) -> Json<FileInfo> {
+    Json(file(format!("GET stat {}", asked.path)))
+}
+
+async fn list_dir(Query(asked): Query<PathQuery>) -> Json<enisle_api::FileList> {
+    let entries = vec![file(format!("GET list {}", asked.path))];
+    Json(enisle_api::FileList { entries, truncated: true })
+}
+
+async fn make_dir(State(shared): Shares, uri: axum::http::Uri) -> StatusCode {
+    shared.seen.lock().unwrap().files.push(format!("mkdir {}", uri.query().unwrap()));
+    StatusCode::NO_CONTENT
+}
+
+async fn remove_path(State(shared): Shares, uri: axum::http::Uri) -> StatusCode {
+    shared.seen.lock().unwrap().files.push(format!("remove {}", uri.query().unwrap()));
+    StatusCode::NO_CONTENT
 }
 
 async fn version() -> Json<Version> {

@@ -6,6 +6,8 @@
 mod body;
 mod docs;
 mod events;
+mod files;
+mod guest;
 mod identity;
 mod logs;
 mod policy;
@@ -71,6 +73,12 @@ fn table() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         (routes::VM_WHY, get(policy::why)),
         (routes::GROUP_POLICY, get(policy::show_group).put(policy::set_group)),
         (routes::VM_LOG, get(logs::log)),
+        (routes::VM_EXEC, post(guest::exec)),
+        (routes::VM_FILES, get(guest::read_file).put(guest::write_file).delete(files::remove)),
+        (routes::VM_STAT, get(files::stat)),
+        (routes::VM_LIST, get(files::list)),
+        (routes::VM_MAKE_DIR, post(files::make_dir)),
+        (routes::VM_ARCHIVE, get(guest::read_archive).put(guest::write_archive)),
         (routes::VM_STREAM, get(streams::open)),
     ]
 }

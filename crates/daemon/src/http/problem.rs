@@ -1,7 +1,9 @@
 //! From errors to problem documents: the one table.
 
 use crate::chain::Chain;
+use crate::guest::printable;
 use crate::guest::session::{OpenError, failure_class};
+use crate::guest::wire::WireError;
 use crate::store::StoreError;
 use crate::vm::VmError;
 use crate::vm::policy::PolicyError;
@@ -10,6 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use enisle_api::stream::FromDaemon;
 use enisle_api::{Code, Problem};
+use enisle_guest_proto::{Failure, FailureCode};
 
 /// A problem as an answer.
 #[derive(Debug)]
@@ -115,6 +118,34 @@ fn store_problem(error: &StoreError) -> Problem {
     };
     let problem = Problem::new(code, Chain(error).to_string());
     if matches!(code, Code::NameTaken | Code::InvalidRequest) { problem.pointer("/name") } else { problem }
+}
+
+/// A request that a guest refuses: what is missing or wrong there is so for the client too.
+pub(crate) fn open_problem(error: &OpenError) -> Problem {
+    let code = match error {
+        OpenError::Refused { code, .. } => guest_code(*code),
+        OpenError::TooLong => Code::InvalidRequest,
+        OpenError::Connect(_) | OpenError::Wire(_) => Code::GuestFailed,
+    };
+    let problem = Problem::new(code, Chain(error).to_string());
+    if matches!(error, OpenError::Wire(WireError::Closed)) {
+        return problem
+            .hint("an agent older than the daemon may not know this: `enisle image build`, and a new VM");
+    }
+    problem
+}
+
+/// An operation that failed in the guest after it had begun.
+pub(crate) fn guest_problem(failure: &Failure) -> Problem {
+    Problem::new(guest_code(failure.code), printable(&failure.message))
+}
+
+fn guest_code(code: FailureCode) -> Code {
+    match code {
+        FailureCode::NotFound => Code::NotFound,
+        FailureCode::Invalid => Code::InvalidRequest,
+        _ => Code::GuestFailed,
+    }
 }
 
 /// The last message of a stream that could not be opened.

@@ -1,6 +1,7 @@
 //! The API over a real unix socket, with parts that exist only as names.
 
 mod description;
+mod guest;
 
 use super::*;
 use crate::fault::FaultPlan;

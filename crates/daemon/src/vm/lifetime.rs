@@ -36,6 +36,11 @@ impl Streams {
         Self { places: Arc::new(Semaphore::new(MAX_STREAMS)), used }
     }
 
+    #[cfg(test)]
+    pub(crate) fn open(&self) -> usize {
+        self.used.borrow().open
+    }
+
     /// A place for one more stream of the VM `name`.
     pub(crate) fn place(&self, name: &str) -> Result<StreamPlace, VmError> {
         let permit = Arc::clone(&self.places)

@@ -171,6 +171,12 @@ impl Handle {
         self.streams.place(self.name())
     }
 
+    /// How many streams are open.
+    #[cfg(test)]
+    pub(crate) fn open_streams(&self) -> usize {
+        self.streams.open()
+    }
+
     /// The VMM, once there is one; `None` when there will be none.
     pub(crate) async fn machine(&self) -> Option<Arc<dyn Machine>> {
         let mut machine = self.machine.clone();

@@ -82,6 +82,11 @@ pub(crate) fn bench(guest: Guest, faults: FaultPlan) -> Bench {
 }
 
 impl Bench {
+    /// The next of what guests were told, or tell.
+    pub(crate) async fn told(&mut self) -> String {
+        self.told.recv().await.unwrap()
+    }
+
     /// Nothing of any VM is left, anywhere.
     #[track_caller]
     fn assert_bare(&self) {
