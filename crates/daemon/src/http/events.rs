@@ -107,11 +107,12 @@ fn render(batch: &[Event], form: Form) -> String {
     let mut text = String::new();
     for event in batch {
         // Text and numbers only: there is nothing in it that JSON could refuse.
-        let json = serde_json::to_value(event).unwrap_or_default();
+        let json = serde_json::to_string(event).unwrap_or_default();
         match form {
             Form::Lines => text.push_str(&format!("{json}\n")),
             Form::Sse => {
-                let kind = json["type"].as_str().unwrap_or_default();
+                let value = serde_json::to_value(event).unwrap_or_default();
+                let kind = value["type"].as_str().unwrap_or_default();
                 text.push_str(&format!("id: {}\nevent: {kind}\ndata: {json}\n\n", event.seq));
             }
         }
