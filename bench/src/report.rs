@@ -42,8 +42,8 @@ pub(crate) struct Row {
     what: String,
     target: Target,
     /// `None`: it cannot be measured, because it does not exist.
-    value: Option<f64>,
-    spread: Option<(f64, f64)>,
+    value: f64,
+    spread: (f64, f64),
     note: String,
 }
 
@@ -55,8 +55,8 @@ impl Row {
             line,
             what: what.into(),
             target,
-            value: Some(pairs.ratio()),
-            spread: Some(pairs.spread()),
+            value: pairs.ratio(),
+            spread: pairs.spread(),
             note: format!("{} / {} {unit}", figure(judged), figure(compared)),
         }
     }
@@ -75,15 +75,10 @@ impl Row {
             line,
             what: what.into(),
             target,
-            value: Some(median(rounds)),
-            spread: Some((low, high)),
+            value: median(rounds),
+            spread: (low, high),
             note: note.to_owned(),
         }
-    }
-
-    /// A line that cannot be measured yet, and why.
-    pub(crate) fn not_built(line: u8, what: &str, target: Target, why: &str) -> Row {
-        Row { line, what: what.to_owned(), target, value: None, spread: None, note: why.to_owned() }
     }
 
     /// The same with more to read.
@@ -98,11 +93,7 @@ impl Row {
     }
 
     fn verdict(&self) -> &'static str {
-        match self.value {
-            None => "not built",
-            Some(value) if self.target.met(value) => "met",
-            Some(_) => "missed",
-        }
+        if self.target.met(self.value) { "met" } else { "missed" }
     }
 
     fn json(&self) -> Value {
@@ -112,7 +103,7 @@ impl Row {
         };
         json!({
             "line": self.line, "what": self.what, "target": target, "target_is": kind,
-            "value": self.value, "lowest": self.spread.map(|s| s.0), "highest": self.spread.map(|s| s.1),
+            "value": self.value, "lowest": self.spread.0, "highest": self.spread.1,
             "verdict": self.verdict(), "note": self.note,
         })
     }
@@ -136,14 +127,15 @@ pub(crate) fn table(rows: &[Row]) -> String {
     table.load_style(comfy_table::presets::ASCII_MARKDOWN);
     table.set_header(["#", "what", "target", "median", "lowest … highest", "", "figures"]);
     for row in rows {
-        let value = row.value.map_or_else(|| "—".to_owned(), figure);
-        let spread = row.spread.map(|(low, high)| format!("{} … {}", figure(low), figure(high)));
+        let value = figure(row.value);
+        let (low, high) = row.spread;
+        let spread = format!("{} … {}", figure(low), figure(high));
         table.add_row([
             Cell::new(row.line),
             Cell::new(&row.what),
             Cell::new(row.target.text()),
             Cell::new(value).set_alignment(CellAlignment::Right),
-            Cell::new(spread.unwrap_or_default()),
+            Cell::new(spread),
             Cell::new(row.verdict()),
             Cell::new(&row.note),
         ]);
@@ -188,6 +180,5 @@ mod tests {
         assert_eq!(verdict(Target::AtLeast(50.0), 49.9), "missed");
         assert_eq!(verdict(Target::AtMost(1.5), f64::NAN), "missed");
         assert_eq!(Row::figure(1, "x", Target::AtMost(0.0), &[], "").verdict(), "missed");
-        assert_eq!(Row::not_built(4, "x", Target::AtLeast(100.0), "").verdict(), "not built");
     }
 }

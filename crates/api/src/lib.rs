@@ -7,6 +7,10 @@
 //! To change the API: add a field as optional with a default, or a new type; never change the
 //! meaning of a field. Requests refuse unknown fields; responses may grow.
 
+pub mod event;
+pub mod exec;
+pub mod files;
+pub mod openapi;
 pub mod policy;
 pub mod problem;
 pub mod routes;
@@ -14,6 +18,9 @@ pub mod stream;
 pub mod verify;
 pub mod vm;
 
+pub use event::{Event, EventKind};
+pub use exec::*;
+pub use files::*;
 pub use policy::*;
 pub use problem::{Code, Problem};
 pub use verify::{Verified, Verify, VerifyRow};

@@ -12,12 +12,20 @@ pub enum Code {
     InvalidRequest,
     /// No such VM, group, route or file.
     NotFound,
+    /// There is such a path, but not for this method; `Allow` has those there are.
+    MethodNotAllowed,
     /// The name is taken.
     NameTaken,
     /// The VM is not in a state that allows this.
     WrongState,
     /// Somebody else changed it since it was read (`If-Match`).
     Changed,
+    /// It was there and is no more.
+    Gone,
+    /// The body is larger than this route takes.
+    TooLarge,
+    /// The idempotency key was used for another request.
+    KeyReused,
     /// The group's range has no free block, or another limit is reached.
     Exhausted,
     /// Something did not happen within the asked time.
@@ -33,15 +41,59 @@ pub enum Code {
 }
 
 impl Code {
+    /// Every code there is.
+    pub const ALL: [Self; 15] = [
+        Self::InvalidRequest,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::NameTaken,
+        Self::WrongState,
+        Self::Changed,
+        Self::Gone,
+        Self::TooLarge,
+        Self::KeyReused,
+        Self::Exhausted,
+        Self::Timeout,
+        Self::StartFailed,
+        Self::GuestFailed,
+        Self::ShuttingDown,
+        Self::Internal,
+    ];
+
+    /// The code as it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::NameTaken => "name_taken",
+            Self::WrongState => "wrong_state",
+            Self::Changed => "changed",
+            Self::Gone => "gone",
+            Self::TooLarge => "too_large",
+            Self::KeyReused => "key_reused",
+            Self::Exhausted => "exhausted",
+            Self::Timeout => "timeout",
+            Self::StartFailed => "start_failed",
+            Self::GuestFailed => "guest_failed",
+            Self::ShuttingDown => "shutting_down",
+            Self::Internal => "internal",
+        }
+    }
+
     /// The HTTP status that goes with this code. The only place where this is decided.
     #[must_use]
     pub fn status(self) -> u16 {
         match self {
             Self::InvalidRequest => 400,
             Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
             Self::NameTaken | Self::WrongState => 409,
+            Self::Gone => 410,
             Self::Changed => 412,
-            Self::Exhausted => 422,
+            Self::TooLarge => 413,
+            Self::KeyReused | Self::Exhausted => 422,
             Self::GuestFailed => 502,
             Self::ShuttingDown => 503,
             Self::Timeout => 504,
@@ -55,8 +107,12 @@ impl Code {
         match self {
             Self::InvalidRequest => "invalid request",
             Self::NotFound => "not found",
+            Self::MethodNotAllowed => "method not allowed",
             Self::NameTaken => "name taken",
             Self::WrongState => "wrong state",
+            Self::Gone => "gone",
+            Self::TooLarge => "too large",
+            Self::KeyReused => "idempotency key reused",
             Self::Changed => "changed meanwhile",
             Self::Exhausted => "exhausted",
             Self::Timeout => "timed out",
@@ -72,6 +128,9 @@ impl Code {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{detail}")]
 pub struct Problem {
+    /// `/docs#problem-CODE`: the daemon's own page about the code.
+    #[serde(rename = "type", default)]
+    pub kind: String,
     /// A stable code.
     pub code: Code,
     /// A short, constant title of the code.
@@ -86,6 +145,9 @@ pub struct Problem {
     /// JSON pointer (RFC 6901) to the bad field of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pointer: Option<String>,
+    /// `urn:uuid:ID`, where ID is also the header `X-Request-Id` and the `id` of the request in the daemon's log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
 }
 
 impl Problem {
@@ -93,12 +155,14 @@ impl Problem {
     #[must_use]
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         Self {
+            kind: format!("/docs#problem-{}", code.name()),
             code,
             title: code.title().to_owned(),
             status: code.status(),
             detail: detail.into(),
             hint: None,
             pointer: None,
+            instance: None,
         }
     }
 
@@ -114,5 +178,18 @@ impl Problem {
     pub fn pointer(mut self, pointer: impl Into<String>) -> Self {
         self.pointer = Some(pointer.into());
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_written_as_they_are_named() {
+        for code in Code::ALL {
+            assert_eq!(serde_json::to_value(code).unwrap(), code.name());
+            assert!((400..600).contains(&code.status()));
+        }
     }
 }

@@ -6,9 +6,18 @@ pub const HEALTH: &str = "/v1/health";
 pub const VERSION: &str = "/v1/version";
 /// `GET` → list of [`crate::Group`].
 pub const GROUPS: &str = "/v1/groups";
+/// `GET ?since=SEQ&follow=BOOL` → each [`crate::Event`] as a line of JSON, or as a server-sent event for whoever
+/// accepts `text/event-stream`. Without `since` everything that is kept.
+pub const EVENTS: &str = "/v1/events";
+/// `GET` → [`crate::openapi::document`].
+pub const OPENAPI: &str = "/v1/openapi.json";
+/// `GET` → the same for people, as a page.
+pub const DOCS: &str = "/docs";
+/// `GET` → what the page needs.
+pub const DOCS_FILE: &str = "/docs/{file}";
 /// `POST` [`crate::Verify`] → [`crate::Verified`], once every row was asked.
 pub const VERIFY: &str = "/v1/verify";
-/// `GET` → list of [`crate::Vm`]; `POST` [`crate::CreateVm`] → 201 [`crate::Vm`].
+/// `GET ?label=KEY[=VALUE]`, repeatable → list of [`crate::Vm`] that have all of them; `POST` [`crate::CreateVm`] → 201 [`crate::Vm`].
 pub const VMS: &str = "/v1/vms";
 /// `GET` → [`crate::Vm`]; `DELETE` → 204.
 pub const VM: &str = "/v1/vms/{name}";
@@ -21,8 +30,28 @@ pub const VM_WHY: &str = "/v1/vms/{name}/why";
 pub const GROUP_POLICY: &str = "/v1/groups/{name}/policy";
 /// `GET ?follow=BOOL` → the serial console as `application/octet-stream`.
 pub const VM_LOG: &str = "/v1/vms/{name}/log";
+/// `POST` [`crate::RunExec`] → [`crate::RunOutcome`], when the process has ended.
+pub const VM_EXEC: &str = "/v1/vms/{name}/exec";
+/// `GET ?path=PATH` → the bytes of one regular file in the guest; `PUT ?path=PATH`, the bytes → 204;
+/// `DELETE ?path=PATH&recursive=BOOL` → 204.
+pub const VM_FILES: &str = "/v1/vms/{name}/files";
+/// `GET ?path=PATH` → [`crate::FileInfo`].
+pub const VM_STAT: &str = "/v1/vms/{name}/files/stat";
+/// `GET ?path=PATH` → [`crate::FileList`].
+pub const VM_LIST: &str = "/v1/vms/{name}/files/list";
+/// `POST ?path=PATH&parents=BOOL` → 204.
+pub const VM_MAKE_DIR: &str = "/v1/vms/{name}/files/mkdir";
+/// `GET ?path=PATH` → a file or directory in the guest as a tar stream; `PUT ?path=PATH`, a tar stream → 204.
+pub const VM_ARCHIVE: &str = "/v1/vms/{name}/archive";
 /// WebSocket; see [`crate::stream`]. The first message is an [`crate::stream::Open`].
 pub const VM_STREAM: &str = "/v1/vms/{name}/stream";
+
+/// The path of events after a number.
+#[must_use]
+pub fn events(since: Option<u64>, follow: bool) -> String {
+    let since = since.map_or_else(String::new, |since| format!("&since={since}"));
+    format!("{EVENTS}?follow={follow}{since}")
+}
 
 /// The path of one VM, with its name percent-encoded where needed.
 ///
@@ -33,10 +62,47 @@ pub fn vm(name: &str) -> String {
     format!("/v1/vms/{}", encode(name))
 }
 
+/// The path of the VMs that have all of these labels, each `KEY` or `KEY=VALUE`.
+#[must_use]
+pub fn vms(labels: &[String]) -> String {
+    let filters: Vec<String> = labels.iter().map(|label| format!("label={}", encode(label))).collect();
+    if filters.is_empty() { VMS.to_owned() } else { format!("{VMS}?{}", filters.join("&")) }
+}
+
 /// The path of one VM's log.
 #[must_use]
 pub fn vm_log(name: &str, follow: bool) -> String {
     format!("/v1/vms/{}/log?follow={follow}", encode(name))
+}
+
+/// The path of running a process to its end in one VM.
+#[must_use]
+pub fn vm_exec(name: &str) -> String {
+    format!("/v1/vms/{}/exec", encode(name))
+}
+
+/// The path of describing a file in one VM.
+#[must_use]
+pub fn vm_stat(name: &str, path: &str) -> String {
+    format!("/v1/vms/{}/files/stat?path={}", encode(name), encode(path))
+}
+
+/// The path of listing a directory in one VM.
+#[must_use]
+pub fn vm_list(name: &str, path: &str) -> String {
+    format!("/v1/vms/{}/files/list?path={}", encode(name), encode(path))
+}
+
+/// The path of making a directory in one VM.
+#[must_use]
+pub fn vm_make_dir(name: &str, path: &str, parents: bool) -> String {
+    format!("/v1/vms/{}/files/mkdir?path={}&parents={parents}", encode(name), encode(path))
+}
+
+/// The path of removing a file in one VM.
+#[must_use]
+pub fn vm_remove(name: &str, path: &str, recursive: bool) -> String {
+    format!("/v1/vms/{}/files?path={}&recursive={recursive}", encode(name), encode(path))
 }
 
 /// The path of one VM's stream endpoint.
@@ -80,6 +146,7 @@ mod tests {
     #[test]
     fn odd_names_cannot_leave_their_segment() {
         assert_eq!(super::vm("a/../b?c"), "/v1/vms/a%2F..%2Fb%3Fc");
+        assert_eq!(super::vms(&["a=b c".into(), "d".into()]), "/v1/vms?label=a%3Db%20c&label=d");
         assert_eq!(super::vm_stream("agents-1"), "/v1/vms/agents-1/stream");
     }
 }

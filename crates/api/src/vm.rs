@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 /// The daemon answers.
@@ -81,6 +82,17 @@ pub struct CreateVm {
     /// Exceptions from `drop`; they open nothing that the group refuses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<String>,
+    /// Marks to find it by, at most 64. A key is 1 to 63 of `A-Z`, `a-z`, `0-9`, `.`, `_`, `/`, `-`, a letter or digit
+    /// first; a value at most 256 bytes without control characters.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Remove it this many milliseconds after its creation, 1 to 31536000000 (a year).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+    /// Remove it once no stream (exec, shell, copy, forward) was open for this many milliseconds since
+    /// it was ready, 1 to 31536000000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_ms: Option<u64>,
     /// Answer only when exec would work.
     #[serde(default)]
     pub wait: bool,
@@ -134,6 +146,47 @@ pub struct Vm {
     /// Exit status of the first-boot script, once it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub userdata_exit: Option<i32>,
+    /// Its marks.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// It is removed at this time, milliseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+    /// It is removed after being idle for this many milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_ms: Option<u64>,
+}
+
+/// Why a VM was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Removal {
+    /// Somebody asked for it.
+    Deleted,
+    /// Its time to live was over.
+    Ttl,
+    /// It was idle for too long.
+    Idle,
+    /// Whoever had it made did not wait until it was ready, or it did not become ready in time.
+    Abandoned,
+    /// The daemon was stopped.
+    Shutdown,
+    /// A VM of an earlier run that could not be taken over, or a defect; the daemon's log has more.
+    Lost,
+}
+
+impl std::fmt::Display for Removal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Deleted => "deleted",
+            Self::Ttl => "ttl",
+            Self::Idle => "idle",
+            Self::Abandoned => "abandoned",
+            Self::Shutdown => "shutdown",
+            Self::Lost => "lost",
+        })
+    }
 }
 
 /// State of a VM.

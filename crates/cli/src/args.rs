@@ -1,6 +1,7 @@
 //! The command line as data: every command, option and help text. Completions and manual pages
 //! come from here. Owns parsing; refuses to do anything.
 
+use crate::events::EventsArgs;
 use crate::exit::{self, ExitCode};
 use crate::failure::Failure;
 use crate::gc::GcArgs;
@@ -45,6 +46,8 @@ pub enum Command {
     Vm(VmArgs),
     /// Show, change, explain and test who microVMs may talk to.
     Net(NetArgs),
+    /// Show what happened to microVMs and policies, and follow it.
+    Events(EventsArgs),
     /// Remove what a daemon that is not running has left on this machine.
     Gc(GcArgs),
     /// Build and list guest images.

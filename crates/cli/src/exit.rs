@@ -64,8 +64,8 @@ pub(crate) fn of_error(error: &Error) -> ExitCode {
 
 fn of_code(code: Code) -> ExitCode {
     match code {
-        Code::InvalidRequest => ExitCode::Usage,
-        Code::NotFound => ExitCode::NotFound,
+        Code::InvalidRequest | Code::TooLarge | Code::KeyReused => ExitCode::Usage,
+        Code::NotFound | Code::Gone => ExitCode::NotFound,
         Code::NameTaken | Code::WrongState | Code::Changed | Code::Exhausted => ExitCode::Conflict,
         Code::Timeout => ExitCode::TimedOut,
         Code::ShuttingDown => ExitCode::NoDaemon,

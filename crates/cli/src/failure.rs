@@ -3,7 +3,7 @@
 
 use crate::exit::{self, ExitCode};
 use crate::table::visible;
-use enisle_api::{Code, Problem};
+use enisle_api::Problem;
 use enisle_client::Error;
 use serde::Serialize;
 use std::io::{self, Write};
@@ -134,7 +134,7 @@ impl From<&Error> for Failure {
             source = cause.source();
         }
         let code = match error {
-            Error::Problem(problem) | Error::Guest { problem, .. } => code_name(problem.code),
+            Error::Problem(problem) | Error::Guest { problem, .. } => problem.code.name().to_owned(),
             Error::Timeout { .. } => "timeout".to_owned(),
             _ => "daemon_unreachable".to_owned(),
         };
@@ -158,17 +158,10 @@ impl From<Problem> for Failure {
     }
 }
 
-/// A code as the API writes it.
-fn code_name(code: Code) -> String {
-    match serde_json::to_value(code) {
-        Ok(serde_json::Value::String(name)) => name,
-        _ => "internal".to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use enisle_api::Code;
 
     #[test]
     fn a_problem_keeps_its_code_hint_and_place() {

@@ -6,6 +6,7 @@
 
 mod args;
 mod console;
+mod events;
 mod exit;
 mod failure;
 mod forward_spec;
@@ -25,6 +26,7 @@ mod tree;
 mod vm;
 
 pub use args::{Cli, Command, DoctorArgs, LogFormat, Parsed, UpArgs, command, parse};
+pub use events::EventsArgs;
 pub use exit::ExitCode;
 pub use failure::Failure;
 pub use gc::{GcArgs, LeftoverItem, Leftovers, print_leftovers};
@@ -49,6 +51,14 @@ pub fn run_vm(cli: &Cli, args: &VmArgs) -> u8 {
 #[must_use]
 pub fn run_net(cli: &Cli, args: &NetArgs) -> u8 {
     run(cli, async |context| net::run(context, &args.command).await)
+}
+
+/// Carries out `enisle events` on a runtime of its own and returns the exit code.
+///
+/// Blocks until the command ends. Errors are printed here.
+#[must_use]
+pub fn run_events(cli: &Cli, args: &EventsArgs) -> u8 {
+    run(cli, async |context| events::run(context, args).await)
 }
 
 fn run(cli: &Cli, work: impl AsyncFnOnce(&vm::Context) -> Result<u8, Failure>) -> u8 {

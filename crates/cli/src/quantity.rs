@@ -1,4 +1,4 @@
-//! Sizes and durations as people write them. Owns their grammar; refuses bare numbers where the
+//! Sizes, durations and labels as people write them. Owns their grammar; refuses bare numbers where the
 //! unit would be a guess.
 
 use std::time::Duration;
@@ -35,6 +35,14 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         Some(0) => Err("a duration is above zero".into()),
         Some(ms) if ms <= 30 * 24 * 3_600_000 => Ok(Duration::from_millis(ms)),
         _ => Err("at most 30 days (720h)".into()),
+    }
+}
+
+/// Reads a label: `KEY=VALUE`, the value possibly empty. What a key may be is the daemon's to say.
+pub(crate) fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("a label is written KEY=VALUE".into()),
     }
 }
 
@@ -79,6 +87,15 @@ mod tests {
         }
         for bad in ["", "s", "0", "0ms", "1d", "-1s", "1.5s", "721h", "99999999999999999999s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn labels() {
+        assert_eq!(parse_label("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(parse_label("a="), Ok(("a".into(), String::new())));
+        for bad in ["", "a", "=b"] {
+            assert!(parse_label(bad).is_err(), "{bad}");
         }
     }
 

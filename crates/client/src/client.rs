@@ -7,7 +7,9 @@ use crate::session::Session;
 use crate::{Endpoint, Error};
 use bytes::Bytes;
 use enisle_api::stream::Open;
-use enisle_api::{CreateVm, Group, Health, Verified, Verify, Version, Vm, routes};
+use enisle_api::{
+    CreateVm, Group, Health, RUN_DEFAULT_MS, RunExec, RunOutcome, Verified, Verify, Version, Vm, routes,
+};
 use http::{Method, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Bound of requests that only read.
-const READ_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const READ_LIMIT: Duration = Duration::from_secs(30);
 /// Bound of a removal: a graceful stop is bounded by the daemon well below this.
 const DELETE_LIMIT: Duration = Duration::from_secs(180);
 /// The daemon's own bound of a creation with `wait`, see [`CreateVm::timeout_ms`].
@@ -24,6 +26,8 @@ const CREATE_DEFAULT: Duration = Duration::from_secs(120);
 /// What the daemon gets on top of its own bound to undo a creation and to answer.
 const CREATE_MARGIN: Duration = Duration::from_secs(60);
 
+/// What the daemon gets on top of a process's time: a VM that boots is waited for.
+const RUN_MARGIN: Duration = Duration::from_secs(120);
 /// What the daemon gets on top of a creation to ask every row, to remove the VM and to answer.
 const VERIFY_LIMIT: Duration = Duration::from_secs(420);
 
@@ -78,6 +82,14 @@ impl Client {
         self.get(routes::VMS).await
     }
 
+    /// The VMs that have all of these labels, each `KEY` or `KEY=VALUE`. At most 30 s.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn vms_with(&self, labels: &[String]) -> Result<Vec<Vm>, Error> {
+        self.get(&routes::vms(labels)).await
+    }
+
     /// One VM. At most 30 s.
     ///
     /// # Errors
@@ -93,12 +105,27 @@ impl Client {
     /// # Errors
     /// The daemon's problem; else see [`Error`].
     pub async fn create_vm(&self, create: &CreateVm) -> Result<Vm, Error> {
+        self.create(create, &[]).await
+    }
+
+    /// The same under an idempotency key, 1 to 255 printable ASCII characters of the caller's choice: asked
+    /// again within a day under the same key it returns the same VM, so that it may be called again when the
+    /// connection broke. A key whose VM never became ready is free again when that VM is gone.
+    ///
+    /// # Errors
+    /// `key_reused` when the key stands for another request, `gone` when its VM is gone; else as
+    /// [`Client::create_vm`].
+    pub async fn create_vm_once(&self, create: &CreateVm, key: &str) -> Result<Vm, Error> {
+        self.create(create, &[("idempotency-key", key)]).await
+    }
+
+    async fn create(&self, create: &CreateVm, headers: &[(&str, &str)]) -> Result<Vm, Error> {
         let ask = Ask { method: &Method::POST, path: routes::VMS };
         let json = serde_json::to_vec(create).map_err(|e| ask.protocol(e.to_string()))?;
         let wait = create.timeout_ms.map_or(CREATE_DEFAULT, Duration::from_millis);
         let limit = wait.saturating_add(CREATE_MARGIN);
         bounded(ask, limit, async {
-            read_json(ask, connection::request(&self.endpoint, ask, Some(json)).await?).await
+            read_json(ask, connection::request_with(&self.endpoint, ask, Some(json), headers).await?).await
         })
         .await
     }
@@ -136,7 +163,23 @@ impl Client {
         let path = routes::vm_log(name, follow);
         let ask = Ask { method: &Method::GET, path: &path };
         let response = bounded(ask, READ_LIMIT, connection::request(&self.endpoint, ask, None)).await?;
-        Ok(LogStream { request: ask.to_string(), body: response.into_body() })
+        Ok(LogStream::new(ask, response))
+    }
+
+    /// Runs a process to its end in a VM and returns what it wrote, at most 1 MiB of each stream. At most the
+    /// request's time-out and two minutes. Dropping the future kills the process.
+    ///
+    /// # Errors
+    /// `not_found` when there is no such VM or program; else see [`Error`].
+    pub async fn run(&self, vm: &str, run: &RunExec) -> Result<RunOutcome, Error> {
+        let path = routes::vm_exec(vm);
+        let ask = Ask { method: &Method::POST, path: &path };
+        let json = serde_json::to_vec(run).map_err(|e| ask.protocol(e.to_string()))?;
+        let limit = Duration::from_millis(run.timeout_ms.unwrap_or(RUN_DEFAULT_MS));
+        bounded(ask, limit.saturating_add(RUN_MARGIN), async {
+            read_json(ask, connection::request(&self.endpoint, ask, Some(json)).await?).await
+        })
+        .await
     }
 
     /// Starts a process in a VM. Returns when it runs.
@@ -221,6 +264,10 @@ pub struct LogStream {
 }
 
 impl LogStream {
+    pub(crate) fn new(ask: Ask<'_>, response: Response<Incoming>) -> Self {
+        Self { request: ask.to_string(), body: response.into_body() }
+    }
+
     /// The next bytes, `None` at the end. Cancel-safe.
     ///
     /// # Errors

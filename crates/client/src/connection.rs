@@ -81,7 +81,20 @@ pub(crate) async fn request(
     ask: Ask<'_>,
     json: Option<Vec<u8>>,
 ) -> Result<Response<Incoming>, Error> {
+    request_with(endpoint, ask, json, &[]).await
+}
+
+/// The same with more headers.
+pub(crate) async fn request_with(
+    endpoint: &Endpoint,
+    ask: Ask<'_>,
+    json: Option<Vec<u8>>,
+    headers: &[(&str, &str)],
+) -> Result<Response<Incoming>, Error> {
     let mut builder = ask.builder();
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
     if json.is_some() {
         builder = builder.header(header::CONTENT_TYPE, "application/json");
     }

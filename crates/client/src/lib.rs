@@ -19,6 +19,8 @@ mod client;
 mod connection;
 mod endpoint;
 mod error;
+mod events;
+mod files;
 mod handles;
 mod output;
 mod policy;
@@ -29,6 +31,7 @@ pub use endpoint::{DEFAULT_SOCKET, Endpoint, ParseEndpointError};
 /// The types of requests and responses.
 pub use enisle_api as api;
 pub use error::Error;
+pub use events::EventStream;
 pub use handles::{ArchiveIn, ArchiveOut, Connection, Exec};
 pub use output::Output;
 pub use session::{Controller, ExitStatus, Stdin};

@@ -11,6 +11,7 @@
 
 use crate::chain::Chain;
 use crate::config::{self, Config, ConfigErrors, Look};
+use crate::events::Events;
 use crate::fault::FaultPlan;
 use crate::host::ThisHost;
 use crate::http::{self, App, ListenError, Listener};
@@ -226,7 +227,8 @@ async fn up(config: &Config, vms: VmsPolicy, faults: FaultPlan) -> Result<ExitCo
         survivors: Mutex::new(living.into_iter().collect()),
     });
     let queue = Queue::new(config.start_at_once.map_or_else(at_once, |n| n as usize), queue::this_host);
-    let workshop = Workshop { parts, store: Arc::clone(&store), faults, queue };
+    let events = Arc::new(Events::new(store.run()));
+    let workshop = Workshop { parts, store: Arc::clone(&store), faults, queue, events };
     let of_groups = groups.clone();
     let registry = Arc::new(Registry::new(workshop, groups, dirs.clone(), wishes.stop.clone()));
     adopt(&registry, rows).await;

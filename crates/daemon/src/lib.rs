@@ -13,6 +13,7 @@ mod chain;
 pub mod config;
 pub mod dns;
 pub mod doctor;
+mod events;
 mod fault;
 pub mod gc;
 mod group_file;

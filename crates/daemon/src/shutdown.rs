@@ -25,6 +25,7 @@ pub(crate) fn notify(state: &[NotifyState<'_>]) {
 pub(crate) async fn wait_and_leave(up: Up) -> ! {
     up.wishes.stop.cancelled().await;
     notify(&[NotifyState::Stopping]);
+    up.registry.events().close();
     up.close_api.cancel();
     if up.api.await.is_err() {
         tracing::error!("a defect: the API's task panicked");
@@ -47,6 +48,7 @@ pub(crate) async fn wait_and_stop(up: Up) -> ExitCode {
         tracing::error!("{}", Chain(&stuck));
         clean = false;
     }
+    up.registry.events().close();
     up.close_api.cancel();
     if up.api.await.is_err() {
         tracing::error!("a defect: the API's task panicked");

@@ -23,6 +23,7 @@ fn run(cli: &Cli) -> u8 {
         Command::Doctor(args) => doctor::run(args, cli.json),
         Command::Vm(args) => enisle_cli::run_vm(cli, args),
         Command::Net(args) => enisle_cli::run_net(cli, args),
+        Command::Events(args) => enisle_cli::run_events(cli, args),
         Command::Gc(args) => gc::run(args, cli.json),
         Command::Image(command) => image::run(command, cli.json),
         Command::Schema => match enisle_cli::print_json(&enisle_daemon::config::schema()) {

@@ -25,10 +25,12 @@
 //! resize never waits behind data that nobody reads. A peer that sends beyond its credit broke
 //! the protocol and loses the connection.
 
+pub mod files;
 pub mod frame;
 pub mod message;
 pub mod probe;
 
+pub use files::*;
 pub use frame::{Decoder, Frame, FrameError, Kind, MAX_FRAME, MAX_PAYLOAD, encode, encode_control};
 pub use message::*;
 pub use probe::*;

@@ -138,6 +138,8 @@ pub enum Request {
     },
     /// Connect to a socket as the guest sees it and carry its bytes.
     Connect(Target),
+    /// Look at, list, make or remove files.
+    Files(crate::FileOp),
     /// Send a batch of probes and say what became of each.
     Probe(crate::Probe),
 }

@@ -27,7 +27,7 @@ const BUFFER: usize = 64 << 10;
 const STACK: usize = 256 << 10;
 
 /// The worker as the pump sees it.
-struct Worker {
+pub(super) struct Worker {
     thread: Option<JoinHandle<Result<(), Failure>>>,
     /// Hangs up when the worker ends.
     ended: PipeReader,
@@ -59,7 +59,7 @@ impl Job for Worker {
 }
 
 /// Starts `task` and the pipe that tells of its end.
-fn start(
+pub(super) fn start(
     complete: Arc<AtomicBool>,
     task: impl FnOnce() -> Result<(), Failure> + Send + 'static,
 ) -> io::Result<Worker> {
@@ -80,7 +80,7 @@ fn wide_pipe() -> io::Result<(PipeReader, PipeWriter)> {
     Ok((read, write))
 }
 
-fn absolute(path: &str) -> Result<PathBuf, Failure> {
+pub(super) fn absolute(path: &str) -> Result<PathBuf, Failure> {
     if path.is_empty() || path.contains('\0') {
         return Err(failure(FailureCode::Invalid, format!("{path:?} is no path")));
     }

@@ -45,7 +45,9 @@ pub(super) fn class(error: &io::Error) -> FailureCode {
         Some(
             Errno::CONNREFUSED | Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::TIMEDOUT | Errno::CONNRESET,
         ) => FailureCode::Unreachable,
-        Some(Errno::INVAL | Errno::NAMETOOLONG | Errno::ISDIR) => FailureCode::Invalid,
+        Some(Errno::INVAL | Errno::NAMETOOLONG | Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
+            FailureCode::Invalid
+        }
         _ if error.kind() == io::ErrorKind::TimedOut => FailureCode::Unreachable,
         _ => FailureCode::Failed,
     }

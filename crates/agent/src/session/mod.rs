@@ -10,6 +10,7 @@ mod connection;
 pub mod environment;
 mod exec;
 mod failure;
+mod files;
 mod probe;
 mod process;
 mod pump;
@@ -88,6 +89,7 @@ fn begin(request: Request) -> Result<Running, Failure> {
         Request::ArchiveOut { path, raw } => archive::begin_out(&path, raw),
         Request::ArchiveIn { path, raw } => archive::begin_in(&path, raw),
         Request::Connect(target) => connect::begin(&target),
+        Request::Files(op) => files::begin(op),
         // Answered before: it has no streams.
         Request::Probe(_) => Err(failure(FailureCode::Invalid, "a probe has no streams".to_owned())),
     }

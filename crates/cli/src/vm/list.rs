@@ -8,25 +8,29 @@ use clap::Args;
 use enisle_client::api::Vm;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const HEADER: [&str; 8] = ["NAME", "GROUP", "STATE", "ADDRESS", "CPUS", "RAM", "MODE", "AGE"];
+const HEADER: [&str; 9] = ["NAME", "GROUP", "STATE", "ADDRESS", "CPUS", "RAM", "MODE", "AGE", "LABELS"];
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   enisle vm list
   enisle vm list --group agents --quiet
+  enisle vm list --label team=web --label job
   enisle vm list --json | jq -r '.[] | select(.state == \"running\") | .name'")]
 pub(crate) struct ListArgs {
     /// Only this group's.
     #[arg(long)]
     group: Option<String>,
+    /// Only those with this label; may be repeated: they must have all.
+    #[arg(long = "label", value_name = "KEY[=VALUE]")]
+    labels: Vec<String>,
     /// Only names, one a line.
     #[arg(long, short)]
     quiet: bool,
 }
 
 pub(super) async fn run(context: &Context, args: &ListArgs) -> Result<u8, Failure> {
-    let mut vms = context.client.vms().await?;
+    let mut vms = context.client.vms_with(&args.labels).await?;
     vms.retain(|vm| args.group.as_ref().is_none_or(|group| vm.group == *group));
     if context.json {
         print_json(&vms)?;
@@ -62,7 +66,16 @@ fn row(vm: &Vm, now: Duration) -> Vec<String> {
         vm.mode.clone(),
         // The clock may have been set back since; no age then.
         render_age(now.saturating_sub(Duration::from_millis(vm.created_ms))),
+        labels(vm),
     ]
+}
+
+/// `KEY=VALUE` with commas between; `-` for none, so that a column is never empty.
+fn labels(vm: &Vm) -> String {
+    if vm.labels.is_empty() {
+        return "-".to_owned();
+    }
+    vm.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -87,12 +100,15 @@ mod tests {
             created_ms: 1_000_000,
             ready_after_ms: None,
             userdata_exit: None,
+            labels: [("job".into(), "17\x1b".into()), ("team".into(), "web".into())].into(),
+            expires_ms: None,
+            idle_timeout_ms: None,
         };
         insta::assert_snapshot!(table(&[vm], Duration::from_secs(1_090)), @r"
-        NAME      GROUP   STATE   ADDRESS        CPUS  RAM  MODE      AGE
-        agents-1  agents  failed  169.254.100.2  2     1G   isolated  1m
+        NAME      GROUP   STATE   ADDRESS        CPUS  RAM  MODE      AGE  LABELS
+        agents-1  agents  failed  169.254.100.2  2     1G   isolated  1m   job=17�,team=web
         agents-1: the VMM ended�[31m
         ");
-        assert_eq!(table(&[], Duration::ZERO), "NAME  GROUP  STATE  ADDRESS  CPUS  RAM  MODE  AGE\n");
+        assert_eq!(table(&[], Duration::ZERO), "NAME  GROUP  STATE  ADDRESS  CPUS  RAM  MODE  AGE  LABELS\n");
     }
 }

@@ -2,10 +2,11 @@
 
 use super::Context;
 use crate::Failure;
-use crate::quantity::{parse_duration, parse_ram_mb};
+use crate::quantity::{parse_duration, parse_label, parse_ram_mb};
 use crate::table::{print, print_json};
 use clap::Args;
 use enisle_client::api::CreateVm;
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,6 +24,7 @@ Examples:
   enisle vm new agents --wait
   enisle vm new agents --name build-1 --cpus 4 --ram 2G --userdata setup.sh --wait --timeout 5m
   enisle vm new agents --drop 0.0.0.0/0 --allow 140.82.112.0/20:443/tcp
+  enisle vm new --label job=17 --label team=web --ttl 30m --idle-timeout 10m
   NAME=$(enisle vm new --wait) && enisle vm shell \"$NAME\"")]
 pub(crate) struct NewArgs {
     /// The host group; may be left out when there is only one.
@@ -46,6 +48,18 @@ pub(crate) struct NewArgs {
     /// Except this from --drop; it opens nothing that the group refuses.
     #[arg(long, value_name = "ITEM", value_delimiter = ',')]
     allow: Vec<String>,
+    /// A mark to find it by; may be repeated.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+    /// Remove it this long after its creation, whatever it does, as 30m or 12h.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    ttl: Option<Duration>,
+    /// Remove it once no exec, cp, shell or port-forward was open for this long.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    idle_timeout: Option<Duration>,
+    /// Asked again under the same key within a day, give the same VM instead of another one.
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
     /// Return only when `vm exec` works.
     #[arg(long)]
     wait: bool,
@@ -63,16 +77,36 @@ pub(super) async fn run(context: &Context, args: &NewArgs) -> Result<u8, Failure
         userdata: args.userdata.as_deref().map(read_userdata).transpose()?,
         drop: args.drop.clone(),
         allow: args.allow.clone(),
+        labels: unique(&args.labels)?,
+        ttl_ms: args.ttl.and_then(millis),
+        idle_timeout_ms: args.idle_timeout.and_then(millis),
         wait: args.wait,
-        timeout_ms: args.timeout.and_then(|limit| u64::try_from(limit.as_millis()).ok()),
+        timeout_ms: args.timeout.and_then(millis),
     };
-    let vm = context.client.create_vm(&create).await?;
+    let vm = match &args.idempotency_key {
+        Some(key) => context.client.create_vm_once(&create, key).await?,
+        None => context.client.create_vm(&create).await?,
+    };
     if context.json {
         print_json(&vm)?;
     } else {
         print(&format!("{}\n", vm.name))?;
     }
     Ok(0)
+}
+
+fn millis(time: Duration) -> Option<u64> {
+    u64::try_from(time.as_millis()).ok()
+}
+
+fn unique(labels: &[(String, String)]) -> Result<BTreeMap<String, String>, Failure> {
+    let mut found = BTreeMap::new();
+    for (key, value) in labels {
+        if found.insert(key.clone(), value.clone()).is_some() {
+            return Err(Failure::usage(format!("--label {key} is given twice")));
+        }
+    }
+    Ok(found)
 }
 
 fn read_userdata(path: &Path) -> Result<String, Failure> {

@@ -1,7 +1,7 @@
 //! Plain requests, and what is said when there is nobody to ask.
 
 use crate::fake_daemon::FakeDaemon;
-use enisle_client::api::{Code, CreateVm};
+use enisle_client::api::{Code, CreateVm, Encoding, RunExec};
 use enisle_client::{Client, Endpoint, Error};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -12,12 +12,18 @@ async fn vms_come_and_go() {
     assert_eq!(client.health().await.unwrap().status, "ok");
     assert_eq!(client.version().await.unwrap().hypervisor, "none");
     assert_eq!(client.groups().await.unwrap()[0].capacity, 256);
-    let create = CreateVm { vcpu: Some(3), userdata: Some("#!/bin/sh".into()), ..CreateVm::default() };
+    let labels = [("team".to_owned(), "a b&c".to_owned())].into();
+    let create =
+        CreateVm { vcpu: Some(3), userdata: Some("#!/bin/sh".into()), labels, ..CreateVm::default() };
     let made = client.create_vm(&create).await.unwrap();
     assert_eq!((made.name.as_str(), made.vcpu), ("agents-2", 3));
     assert!(daemon.shared.seen.lock().unwrap().created == Some(create));
     assert_eq!(client.vm("agents-2").await.unwrap(), made);
     assert_eq!(client.vms().await.unwrap().len(), 2);
+    assert_eq!(client.vms_with(&["team=a b&c".into()]).await.unwrap(), [made]);
+    assert_eq!(client.vms_with(&["team=a".into()]).await.unwrap(), []);
+    client.create_vm_once(&CreateVm::default(), "k 1").await.unwrap();
+    assert_eq!(daemon.shared.seen.lock().unwrap().key.as_deref(), Some("k 1"));
     client.delete_vm("agents-2").await.unwrap();
     let gone = client.delete_vm("agents-2").await.unwrap_err();
     assert_eq!(gone.code(), Some(Code::NotFound));
@@ -28,6 +34,45 @@ async fn vms_come_and_go() {
         text.extend_from_slice(&chunk);
     }
     assert!(text.ends_with(b"followed\n"));
+}
+
+#[tokio::test]
+async fn events_come_one_by_one_from_where_they_are_asked_for() {
+    let daemon = FakeDaemon::start();
+    let client = Client::new(Endpoint::unix(&daemon.socket));
+    for (since, follow, numbers) in
+        [(None, false, &[7, 8, 9][..]), (Some(8), true, &[9, 10]), (Some(10), true, &[])]
+    {
+        let mut events = client.events(since, follow).await.unwrap();
+        let mut seen = Vec::new();
+        while let Some(event) = events.next().await.unwrap() {
+            seen.push(event.seq);
+        }
+        assert_eq!(seen, numbers, "{since:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_process_is_run_to_its_end() {
+    let daemon = FakeDaemon::start();
+    let client = Client::new(Endpoint::unix(&daemon.socket));
+    let run = RunExec { argv: vec!["a".into(), "b".into()], stdin: Some("in".into()), ..RunExec::default() };
+    let outcome = client.run("agents-1", &run).await.unwrap();
+    assert_eq!((outcome.exit_code, outcome.stdout.data.as_str()), (7, "a b"));
+    assert_eq!((outcome.stderr.data.as_str(), outcome.stderr.encoding), ("in", Encoding::Utf8));
+}
+
+#[tokio::test]
+async fn files_are_asked_for_by_their_path() {
+    let daemon = FakeDaemon::start();
+    let client = Client::new(Endpoint::unix(&daemon.socket));
+    assert_eq!(client.stat("agents-1", "/a b&c").await.unwrap().name, "GET stat /a b&c");
+    let list = client.list_dir("agents-1", "/d").await.unwrap();
+    assert_eq!((list.entries[0].name.as_str(), list.truncated), ("GET list /d", true));
+    client.make_dir("agents-1", "/d", true).await.unwrap();
+    client.remove_path("agents-1", "/d", false).await.unwrap();
+    let seen = daemon.shared.seen.lock().unwrap().files.clone();
+    assert_eq!(seen, ["mkdir path=%2Fd&parents=true", "remove path=%2Fd&recursive=false"]);
 }
 
 #[tokio::test]

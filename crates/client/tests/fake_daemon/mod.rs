@@ -14,7 +14,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use enisle_api::stream::{FromDaemon, Open, STDIN, STDOUT};
-use enisle_api::{Code, CreateVm, Group, GroupNetwork, Health, Problem, Version, Vm, VmState};
+use enisle_api::{
+    Code, CreateVm, Event, EventKind, FileInfo, Group, GroupNetwork, Health, Problem, Version, Vm, VmState,
+};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -56,6 +58,10 @@ pub(crate) struct Seen {
     pub(crate) violations: Vec<String>,
     /// The last request to make a VM.
     pub(crate) created: Option<CreateVm>,
+    /// What was made and removed of files.
+    pub(crate) files: Vec<String>,
+    /// The idempotency key of that.
+    pub(crate) key: Option<String>,
     /// Sizes that terminals were set to.
     pub(crate) sizes: Vec<(u16, u16)>,
     /// Signals that were sent.
@@ -135,11 +141,80 @@ fn router(shared: Arc<Shared>) -> axum::Router {
         .route("/v1/health", get(async || Json(Health { status: "ok".into() })))
         .route("/v1/version", get(version))
         .route("/v1/groups", get(groups))
+        .route("/v1/events", get(events))
         .route("/v1/vms", get(list).post(create))
         .route("/v1/vms/{name}", get(show).delete(remove))
         .route("/v1/vms/{name}/log", get(log))
+        .route("/v1/vms/{name}/exec", axum::routing::post(run))
+        .route("/v1/vms/{name}/files/stat", get(stat))
+        .route("/v1/vms/{name}/files/list", get(list_dir))
+        .route("/v1/vms/{name}/files/mkdir", axum::routing::post(make_dir))
+        .route("/v1/vms/{name}/files", axum::routing::delete(remove_path))
         .route("/v1/vms/{name}/stream", get(stream))
         .with_state(shared)
+}
+
+#[derive(serde::Deserialize)]
+struct EventsQuery {
+    since: Option<u64>,
+    follow: bool,
+}
+
+async fn events(Query(query): Query<EventsQuery>) -> String {
+    let event = |seq, what| Event { seq, time_ms: 1_700_000_000_123, what };
+    let (vm, group) = ("agents-1".to_owned(), "agents".to_owned());
+    let mut all = vec![
+        event(7, EventKind::Dropped { count: 3, other_run: false }),
+        event(8, EventKind::VmReady { vm: vm.clone(), group: group.clone(), after_ms: 1234 }),
+        event(9, EventKind::VmCrashed { vm: vm.clone(), group: group.clone(), reason: "x\x1b[2J".into() }),
+    ];
+    if query.follow {
+        let removal = enisle_api::Removal::Ttl;
+        all.push(event(10, EventKind::VmRemoved { vm, group, removal }));
+    }
+    let after = |event: &&Event| query.since.is_none_or(|since| event.seq > since);
+    let line = |event: &Event| format!("{}\n", serde_json::to_string(event).unwrap());
+    all.iter().filter(after).map(line).collect()
+}
+
+async fn run(Json(run): Json<enisle_api::RunExec>) -> Json<enisle_api::RunOutcome> {
+    let captured = |data: String| enisle_api::Captured {
+        encoding: enisle_api::Encoding::Utf8,
+        truncated: false,
+        bytes: data.len() as u64,
+        data,
+    };
+    let (stdout, stderr) = (captured(run.argv.join(" ")), captured(run.stdin.unwrap_or_default()));
+    Json(enisle_api::RunOutcome { exit_code: 7, signal: None, timed_out: false, stdout, stderr })
+}
+
+#[derive(serde::Deserialize)]
+struct PathQuery {
+    path: String,
+}
+
+fn file(name: String) -> FileInfo {
+    let kind = enisle_api::FileKind::File;
+    FileInfo { name, lossy: false, kind, size: 0, mode: 0, uid: 0, gid: 0, modified_ms: 0, target: None }
+}
+
+async fn stat(Query(asked): Query<PathQuery>) -> Json<FileInfo> {
+    Json(file(format!("GET stat {}", asked.path)))
+}
+
+async fn list_dir(Query(asked): Query<PathQuery>) -> Json<enisle_api::FileList> {
+    let entries = vec![file(format!("GET list {}", asked.path))];
+    Json(enisle_api::FileList { entries, truncated: true })
+}
+
+async fn make_dir(State(shared): Shares, uri: axum::http::Uri) -> StatusCode {
+    shared.seen.lock().unwrap().files.push(format!("mkdir {}", uri.query().unwrap()));
+    StatusCode::NO_CONTENT
+}
+
+async fn remove_path(State(shared): Shares, uri: axum::http::Uri) -> StatusCode {
+    shared.seen.lock().unwrap().files.push(format!("remove {}", uri.query().unwrap()));
+    StatusCode::NO_CONTENT
 }
 
 async fn version() -> Json<Version> {
@@ -180,6 +255,9 @@ fn vm(name: &str, create: &CreateVm) -> Vm {
         created_ms: 0,
         ready_after_ms: None,
         userdata_exit: None,
+        labels: create.labels.clone(),
+        expires_ms: create.ttl_ms,
+        idle_timeout_ms: create.idle_timeout_ms,
     }
 }
 
@@ -187,12 +265,20 @@ fn missing(name: &str) -> Refusal {
     Refusal(Problem::new(Code::NotFound, format!("no VM `{name}`")).hint("see `enisle vm list`"))
 }
 
-async fn list(State(shared): Shares) -> Json<Vec<Vm>> {
-    Json(shared.vms.lock().unwrap().values().cloned().collect())
+async fn list(State(shared): Shares, Query(asked): Query<Vec<(String, String)>>) -> Json<Vec<Vm>> {
+    let has = |vm: &&Vm| {
+        asked.iter().all(|(key, label)| {
+            assert_eq!(key, "label");
+            let (key, value) = label.split_once('=').unwrap();
+            vm.labels.get(key).is_some_and(|found| found == value)
+        })
+    };
+    Json(shared.vms.lock().unwrap().values().filter(has).cloned().collect())
 }
 
 async fn create(
     State(shared): Shares,
+    headers: axum::http::HeaderMap,
     Json(create): Json<CreateVm>,
 ) -> Result<(StatusCode, Json<Vm>), Refusal> {
     if create.group.as_deref().is_some_and(|group| group != "agents") {
@@ -209,7 +295,10 @@ async fn create(
     }
     let made = vm(&name, &create);
     vms.insert(name, made.clone());
-    shared.seen.lock().unwrap().created = Some(create);
+    let mut seen = shared.seen.lock().unwrap();
+    seen.created = Some(create);
+    seen.key = headers.get("idempotency-key").map(|key| key.to_str().unwrap().to_owned());
+    drop(seen);
     Ok((StatusCode::CREATED, Json(made)))
 }
 

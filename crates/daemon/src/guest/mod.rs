@@ -8,8 +8,9 @@ pub(crate) mod boot;
 mod outbox;
 pub(crate) mod relay;
 pub(crate) mod session;
+pub(crate) mod talk;
 mod window;
-mod wire;
+pub(crate) mod wire;
 
 /// Longest text of a guest that is passed on, in characters.
 const MAX_TEXT: usize = 1024;

@@ -4,6 +4,11 @@
 //! registry and answer; what they ask for is done elsewhere. Refuses: state of its own.
 
 mod body;
+mod docs;
+mod events;
+mod files;
+mod guest;
+mod identity;
 mod logs;
 mod policy;
 mod problem;
@@ -21,7 +26,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use enisle_api::{Code, Group, Health, Problem, Version, routes};
 use futures_util::FutureExt;
@@ -41,25 +46,46 @@ pub(crate) struct App {
     pub(crate) stopping: CancellationToken,
 }
 
-/// The routes of the API.
+/// The API.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route(routes::HEALTH, get(health))
-        .route(routes::VERSION, get(version))
-        .route(routes::GROUPS, get(groups))
-        .route(routes::VERIFY, post(verify::run))
-        .route(routes::VMS, get(vms::list).post(vms::create))
-        .route(routes::VM, get(vms::show).delete(vms::remove))
-        .route(routes::VM_POLICY, get(policy::show_vm).put(policy::set_vm))
-        .route(routes::VM_WHY, get(policy::why))
-        .route(routes::GROUP_POLICY, get(policy::show_group).put(policy::set_group))
-        .route(routes::VM_LOG, get(logs::log))
-        .route(routes::VM_STREAM, any(streams::open))
-        .fallback(unknown)
-        .method_not_allowed_fallback(unknown)
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(from_fn(survive))
-        .with_state(app)
+    guarded(routes(app))
+}
+
+/// What holds for every request, the outermost last.
+fn guarded(router: Router) -> Router {
+    router.layer(DefaultBodyLimit::max(MAX_BODY)).layer(from_fn(survive)).layer(from_fn(identity::identify))
+}
+
+/// Every route there is; `enisle_api::openapi` describes the same ones.
+fn table() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
+    vec![
+        (routes::HEALTH, get(health)),
+        (routes::VERSION, get(version)),
+        (routes::OPENAPI, get(docs::document)),
+        (routes::DOCS, get(docs::page)),
+        (routes::DOCS_FILE, get(docs::asset)),
+        (routes::GROUPS, get(groups)),
+        (routes::EVENTS, get(events::events)),
+        (routes::VERIFY, post(verify::run)),
+        (routes::VMS, get(vms::list).post(vms::create)),
+        (routes::VM, get(vms::show).delete(vms::remove)),
+        (routes::VM_POLICY, get(policy::show_vm).put(policy::set_vm)),
+        (routes::VM_WHY, get(policy::why)),
+        (routes::GROUP_POLICY, get(policy::show_group).put(policy::set_group)),
+        (routes::VM_LOG, get(logs::log)),
+        (routes::VM_EXEC, post(guest::exec)),
+        (routes::VM_FILES, get(guest::read_file).put(guest::write_file).delete(files::remove)),
+        (routes::VM_STAT, get(files::stat)),
+        (routes::VM_LIST, get(files::list)),
+        (routes::VM_MAKE_DIR, post(files::make_dir)),
+        (routes::VM_ARCHIVE, get(guest::read_archive).put(guest::write_archive)),
+        (routes::VM_STREAM, get(streams::open)),
+    ]
+}
+
+fn routes(app: Arc<App>) -> Router {
+    let all = table().into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods));
+    all.fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(app)
 }
 
 async fn health(State(app): State<Arc<App>>) -> Json<Health> {
@@ -77,6 +103,12 @@ async fn groups(State(app): State<Arc<App>>) -> Json<Vec<Group>> {
 
 async fn unknown(method: Method, uri: Uri) -> ApiError {
     Problem::new(Code::NotFound, format!("there is no {method} {}", uri.path())).into()
+}
+
+/// The framework adds `Allow`.
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    let detail = format!("there is no {method} {}; `Allow` says what there is", uri.path());
+    Problem::new(Code::MethodNotAllowed, detail).into()
 }
 
 /// A panic in a handler is a defect of that request, not of the daemon.

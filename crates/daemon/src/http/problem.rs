@@ -1,18 +1,29 @@
 //! From errors to problem documents: the one table.
 
 use crate::chain::Chain;
+use crate::guest::printable;
 use crate::guest::session::{OpenError, failure_class};
+use crate::guest::wire::WireError;
 use crate::store::StoreError;
 use crate::vm::VmError;
 use crate::vm::policy::PolicyError;
+use axum::Extension;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use enisle_api::stream::FromDaemon;
 use enisle_api::{Code, Problem};
+use enisle_guest_proto::{Failure, FailureCode};
 
 /// A problem as an answer.
 #[derive(Debug)]
 pub(crate) struct ApiError(Box<Problem>);
+
+impl ApiError {
+    #[cfg(test)]
+    pub(crate) fn problem(&self) -> &Problem {
+        &self.0
+    }
+}
 
 impl From<Problem> for ApiError {
     fn from(problem: Problem) -> Self {
@@ -31,7 +42,9 @@ impl IntoResponse for ApiError {
         let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         // Text and numbers only: there is nothing in it that JSON could refuse.
         let body = serde_json::to_vec(&self.0).unwrap_or_default();
-        (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+        // With the problem itself, for the layer that knows the request's id.
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], Extension(*self.0), body)
+            .into_response()
     }
 }
 
@@ -44,6 +57,14 @@ pub(crate) fn problem(error: &VmError) -> Problem {
         VmError::GroupNeeded { .. } => new(Code::InvalidRequest).pointer("/group"),
         VmError::OutOfRange { field, .. } => new(Code::InvalidRequest).pointer(format!("/{field}")),
         VmError::TooLarge(_) => new(Code::InvalidRequest).pointer("/ram_mb"),
+        // RFC 6901 §3.
+        VmError::BadLabel { key, .. } => new(Code::InvalidRequest)
+            .pointer(format!("/labels/{}", key.replace('~', "~0").replace('/', "~1"))),
+        VmError::BadKey => new(Code::InvalidRequest),
+        VmError::KeyReused { .. } => {
+            new(Code::KeyReused).hint("a key stands for one request; take a new one for another")
+        }
+        VmError::KeyGone { .. } => new(Code::Gone).hint("take a new key to make another VM"),
         VmError::Store(error) => store_problem(error),
         VmError::Policy(error) => policy_problem(error),
         VmError::Network(_) => {
@@ -98,6 +119,34 @@ fn store_problem(error: &StoreError) -> Problem {
     };
     let problem = Problem::new(code, Chain(error).to_string());
     if matches!(code, Code::NameTaken | Code::InvalidRequest) { problem.pointer("/name") } else { problem }
+}
+
+/// A request that a guest refuses: what is missing or wrong there is so for the client too.
+pub(crate) fn open_problem(error: &OpenError) -> Problem {
+    let code = match error {
+        OpenError::Refused { code, .. } => guest_code(*code),
+        OpenError::TooLong => Code::InvalidRequest,
+        OpenError::Connect(_) | OpenError::Wire(_) => Code::GuestFailed,
+    };
+    let problem = Problem::new(code, Chain(error).to_string());
+    if matches!(error, OpenError::Wire(WireError::Closed)) {
+        return problem
+            .hint("an agent older than the daemon may not know this: `enisle image build`, and a new VM");
+    }
+    problem
+}
+
+/// An operation that failed in the guest after it had begun.
+pub(crate) fn guest_problem(failure: &Failure) -> Problem {
+    Problem::new(guest_code(failure.code), printable(&failure.message))
+}
+
+fn guest_code(code: FailureCode) -> Code {
+    match code {
+        FailureCode::NotFound => Code::NotFound,
+        FailureCode::Invalid => Code::InvalidRequest,
+        _ => Code::GuestFailed,
+    }
 }
 
 /// The last message of a stream that could not be opened.

@@ -6,6 +6,7 @@ use super::App;
 use super::body::Name;
 use super::problem::{ApiError, open_failed, problem};
 use crate::guest::{relay, session};
+use crate::vm::lifetime::StreamPlace;
 use crate::vm::{Handle, VmError};
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -17,8 +18,8 @@ use futures_util::StreamExt;
 use futures_util::stream::SplitStream;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
+use tracing::Instrument;
 
 /// Largest message of a client, in bytes: the first one, which must fit a frame of the guest's
 /// protocol in the end.
@@ -38,10 +39,12 @@ pub(super) async fn open(
     let place = vm.stream_place()?;
     let upgrade = upgrade.map_err(|e| Problem::new(Code::InvalidRequest, e.body_text()))?;
     let upgrade = upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE);
-    Ok(upgrade.on_upgrade(move |socket| serve(socket, vm, place)))
+    // The request goes on after its answer.
+    let request = tracing::Span::current();
+    Ok(upgrade.on_upgrade(move |socket| serve(socket, vm, place).instrument(request)))
 }
 
-async fn serve(socket: WebSocket, vm: Handle, _place: OwnedSemaphorePermit) {
+async fn serve(socket: WebSocket, vm: Handle, _place: StreamPlace) {
     let (mut to_client, mut client) = socket.split();
     match begin(&mut client, &vm).await {
         Ok(Some(session)) => {

@@ -10,6 +10,7 @@
 mod adopt;
 mod error;
 mod group_lists;
+mod keys;
 mod lock;
 mod row;
 mod schema;
@@ -29,10 +30,11 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 pub(crate) use lock::lock_holder;
 
 use lock::StateLock;
-use row::{COLUMNS, json_of, number_of};
+use row::{COLUMNS, json_of, json_of_labels, number_of};
 
 pub use error::StoreError;
-pub use row::{Intent, NewVm, VmRow, VmmProcess, is_vm_name};
+pub use keys::{KEY_MS, KeyUse, MAX_KEYS};
+pub use row::{Intent, Lifetime, NewVm, VmRow, VmmProcess, is_vm_name};
 
 const DATABASE: &str = "state.db";
 
@@ -70,6 +72,12 @@ impl Store {
     #[must_use]
     pub fn scope(&self) -> &str {
         &self.scope
+    }
+
+    /// The number of this run of the daemon on its state directory, from 1.
+    #[must_use]
+    pub fn run(&self) -> u64 {
+        self.run.cast_unsigned()
     }
 
     /// Takes a name and a block for a VM, with [`Intent::Create`]. One transaction: two callers
@@ -111,6 +119,8 @@ impl Store {
             ready_after_ms: None,
             userdata_exit: None,
             lists: vm.lists.clone(),
+            labels: vm.labels.clone(),
+            lifetime: vm.lifetime,
         };
         insert(&transaction, &row, self.run).map_err(sqlite)?;
         transaction.commit().map_err(sqlite)?;
@@ -180,8 +190,14 @@ impl Store {
     /// # Errors
     /// The database's.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
-        let deleted = self.connection().execute("DELETE FROM vms WHERE name = ?1", [name]);
-        deleted.map(|_| ()).map_err(|error| StoreError::sqlite(&self.path, error))
+        let mut connection = self.connection();
+        let mut delete = || -> rusqlite::Result<()> {
+            let transaction = connection.transaction()?;
+            keys::forget_unready(&transaction, name)?;
+            transaction.execute("DELETE FROM vms WHERE name = ?1", [name])?;
+            transaction.commit()
+        };
+        delete().map_err(|error| StoreError::sqlite(&self.path, error))
     }
 
     /// One VM.
@@ -307,8 +323,8 @@ fn free_blocks(connection: &Connection, range: Range, most: usize) -> rusqlite::
 
 fn insert(transaction: &Transaction<'_>, vm: &VmRow, run: i64) -> rusqlite::Result<()> {
     let sql = "INSERT INTO vms (name, vm_group, block, vcpu, ram_mib, image, disk_bytes,
-         created_ms, intent, run, own_drop, own_allow)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+         created_ms, intent, run, own_drop, own_allow, labels, ttl_ms, idle_timeout_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
     let values = params![
         vm.name,
         vm.group,
@@ -322,6 +338,9 @@ fn insert(transaction: &Transaction<'_>, vm: &VmRow, run: i64) -> rusqlite::Resu
         run,
         json_of(&vm.lists.drop),
         json_of(&vm.lists.allow),
+        json_of_labels(&vm.labels),
+        vm.lifetime.ttl_ms.map(u64::cast_signed),
+        vm.lifetime.idle_timeout_ms.map(u64::cast_signed),
     ];
     transaction.execute(sql, values).map(|_| ())
 }

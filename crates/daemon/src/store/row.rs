@@ -1,5 +1,6 @@
 //! A VM as it is remembered, and its translation to and from SQL.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -10,7 +11,8 @@ use rusqlite::{Error, Row};
 
 /// The columns that [`VmRow::from_sql`] reads, in its order.
 pub(super) const COLUMNS: &str = "name, vm_group, block, vcpu, ram_mib, image, disk_bytes, \
-     created_ms, intent, vmm_pid, vmm_start, ready_after_ms, userdata_exit, own_drop, own_allow";
+     created_ms, intent, vmm_pid, vmm_start, ready_after_ms, userdata_exit, own_drop, own_allow, \
+     labels, ttl_ms, idle_timeout_ms";
 
 /// A VM to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +35,19 @@ pub struct NewVm {
     pub created_ms: u64,
     /// Its own policy, which narrows the group's.
     pub lists: PolicySpec,
+    /// Marks to find it by.
+    pub labels: BTreeMap<String, String>,
+    /// When it goes by itself.
+    pub lifetime: Lifetime,
+}
+
+/// When a VM goes by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Milliseconds after its creation.
+    pub ttl_ms: Option<u64>,
+    /// Milliseconds without an open stream.
+    pub idle_timeout_ms: Option<u64>,
 }
 
 /// A VM.
@@ -64,6 +79,10 @@ pub struct VmRow {
     pub userdata_exit: Option<i32>,
     /// Its own policy, which narrows the group's.
     pub lists: PolicySpec,
+    /// Marks to find it by.
+    pub labels: BTreeMap<String, String>,
+    /// When it goes by itself.
+    pub lifetime: Lifetime,
 }
 
 /// What is to become of a VM. It is written before the deed, so that the next daemon knows what
@@ -130,6 +149,11 @@ impl VmRow {
             ready_after_ms: ready.map(i64::cast_unsigned),
             userdata_exit: row.get("userdata_exit")?,
             lists: PolicySpec { drop: rules(row, "own_drop")?, allow: rules(row, "own_allow")? },
+            labels: labels(row)?,
+            lifetime: Lifetime {
+                ttl_ms: row.get::<_, Option<i64>>("ttl_ms")?.map(i64::cast_unsigned),
+                idle_timeout_ms: row.get::<_, Option<i64>>("idle_timeout_ms")?.map(i64::cast_unsigned),
+            },
         })
     }
 }
@@ -137,6 +161,16 @@ impl VmRow {
 fn rules(row: &Row<'_>, column: &str) -> rusqlite::Result<Vec<Rule>> {
     let text: String = row.get(column)?;
     serde_json::from_str(&text).map_err(|e| Error::FromSqlConversionFailure(0, Type::Text, Box::new(e)))
+}
+
+fn labels(row: &Row<'_>) -> rusqlite::Result<BTreeMap<String, String>> {
+    let text: String = row.get("labels")?;
+    serde_json::from_str(&text).map_err(|e| Error::FromSqlConversionFailure(0, Type::Text, Box::new(e)))
+}
+
+/// Labels as they are in the database. Strings, which JSON always takes.
+pub(super) fn json_of_labels(labels: &BTreeMap<String, String>) -> String {
+    serde_json::Value::from_iter(labels.iter().map(|(key, value)| (key.clone(), value.clone()))).to_string()
 }
 
 /// A list as it is in the database. Rules are written as strings, which JSON always takes.

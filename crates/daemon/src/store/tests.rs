@@ -1,5 +1,6 @@
 //! The store against real files: what it promises, and files that are not as they should be.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Barrier;
@@ -21,6 +22,8 @@ fn new_vm(name: Option<&str>) -> NewVm {
         disk_bytes: 4 << 30,
         created_ms: 1_700_000_000_000,
         lists: PolicySpec::default(),
+        labels: BTreeMap::new(),
+        lifetime: Lifetime::default(),
     }
 }
 
@@ -262,8 +265,8 @@ fn a_newer_schema_is_refused_and_left_alone() {
     drop(store);
     let state = directory.path().join("state");
     let error = Store::open(&state).unwrap_err();
-    assert!(matches!(error, StoreError::TooNew { found: 7, known: 4, .. }), "{error}");
-    assert!(error.to_string().contains("newer enisle (schema 7, this one knows 4)"));
+    assert!(matches!(error, StoreError::TooNew { found: 7, known: 6, .. }), "{error}");
+    assert!(error.to_string().contains("newer enisle (schema 7, this one knows 6)"));
     let reader = Connection::open(state.join("state.db")).unwrap();
     let version: u32 = reader.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
     assert_eq!(version, 7);
@@ -370,4 +373,77 @@ fn a_groups_changed_lists_outlive_a_crash_and_nothing_else() {
     store.set_group_lists("agents", &live, &file).unwrap();
     store.forget_group_lists().unwrap();
     assert_eq!(store.group_lists("agents", &file).unwrap(), None);
+}
+
+#[test]
+fn labels_and_lifetimes_last_and_old_rows_have_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    let labels: BTreeMap<_, _> = [("a/b".to_owned(), "x\"y ü".to_owned())].into();
+    let lifetime = Lifetime { ttl_ms: Some(1_800_000), idle_timeout_ms: Some(31_536_000_000) };
+    {
+        let store = Store::open(&state).unwrap();
+        reserve(&store);
+        // Back to the schema before, with a row.
+        let older = "ALTER TABLE vms DROP COLUMN labels; ALTER TABLE vms DROP COLUMN ttl_ms;
+             ALTER TABLE vms DROP COLUMN idle_timeout_ms; DROP TABLE idempotency_keys; PRAGMA user_version = 4;";
+        store.connection().execute_batch(older).unwrap();
+    }
+    Store::open(&state)
+        .unwrap()
+        .reserve(&NewVm { labels: labels.clone(), lifetime, ..new_vm(None) })
+        .unwrap();
+    let store = Store::open(&state).unwrap();
+    let row = store.get("agents-2").unwrap().unwrap();
+    assert_eq!((row.labels, row.lifetime), (labels, lifetime));
+    let row = store.get("agents-1").unwrap().unwrap();
+    assert_eq!((row.labels, row.lifetime), (BTreeMap::new(), Lifetime::default()));
+}
+
+#[test]
+fn keys_last_a_day_and_go_with_a_vm_that_never_was_ready() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    let now = 1_700_000_000_000;
+    let used = |vm: &str| KeyUse { request: "r".to_owned(), vm: vm.to_owned(), created_ms: now };
+    {
+        let store = Store::open(&state).unwrap();
+        for key in ["ready", "unready"] {
+            let vm = reserve(&store).name;
+            store.set_key_use(key, &used(&vm), now).unwrap();
+        }
+        store.set_running("agents-1", 1).unwrap();
+    }
+    let store = Store::open(&state).unwrap();
+    assert_eq!(store.key_use("ready", now).unwrap(), Some(used("agents-1")));
+    assert_eq!(store.key_use("other", now).unwrap(), None);
+    store.remove("agents-1").unwrap();
+    store.remove("agents-2").unwrap();
+    assert_eq!(
+        store.key_use("ready", now + KEY_MS - 1).unwrap(),
+        Some(used("agents-1")),
+        "also when it is gone"
+    );
+    assert_eq!(store.key_use("unready", now).unwrap(), None, "it may be tried again");
+    assert_eq!(store.key_use("ready", now + KEY_MS).unwrap(), None);
+    store.set_key_use("later", &used("x"), now + KEY_MS).unwrap();
+    assert_eq!(store.key_use("ready", now).unwrap(), None, "what is too old is not kept");
+}
+
+#[test]
+fn keys_are_bounded_and_the_oldest_go() {
+    let (_directory, store) = open();
+    let used = KeyUse { request: String::new(), vm: "x".to_owned(), created_ms: 0 };
+    store
+        .connection()
+        .execute_batch(
+            "BEGIN; WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)
+        INSERT INTO idempotency_keys SELECT 'k' || i, '', 'x', 0, 1000 + i FROM n; COMMIT",
+        )
+        .unwrap();
+    store.set_key_use("newest", &used, 20_000).unwrap();
+    assert_eq!(store.key_use("k1", 20_000).unwrap(), None);
+    for key in ["k2", "k10000", "newest"] {
+        assert!(store.key_use(key, 20_000).unwrap().is_some(), "{key}");
+    }
 }

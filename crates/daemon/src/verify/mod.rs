@@ -34,8 +34,8 @@ mod subject;
 use crate::parts::{PartError, SlotView};
 use crate::vm::registry::{Registry, Unready};
 use crate::vm::{Handle, VmError};
-use enisle_api::CreateVm;
 use enisle_api::verify::{Verified, Verify};
+use enisle_api::{CreateVm, Removal};
 use enisle_net::policy::FLOOR;
 use oracle::{Canary, Sniffers};
 use probe::{Honest, Run};
@@ -78,7 +78,7 @@ pub(crate) async fn verify(registry: &Registry, ask: &Verify) -> Result<Verified
     };
     let vm = Unready::new(registry.start_and_wait(&create).await?);
     let outcome = examine(registry, vm.handle(), control).await;
-    let removed = vm.handle().remove().await;
+    let removed = vm.handle().remove(Removal::Deleted).await;
     let mut verified = outcome?;
     removed?;
     verified.throw_away = true;

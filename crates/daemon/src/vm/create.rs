@@ -7,6 +7,7 @@
 use super::plan::VmPlan;
 use super::queue::{Place, Queue, Turn};
 use crate::chain::Chain;
+use crate::events::Events;
 use crate::fault::{FaultPlan, Step};
 use crate::guest::boot::{BootChannel, BootNews};
 use crate::parts::{Machine, PartError, Parts};
@@ -27,6 +28,7 @@ pub(crate) struct Workshop {
     pub(crate) faults: FaultPlan,
     /// Who starts next.
     pub(crate) queue: Arc<Queue>,
+    pub(crate) events: Arc<Events>,
 }
 
 /// What there is of a VM beside its row.

@@ -38,6 +38,29 @@ pub(crate) enum VmError {
     /// More memory than this host has.
     #[error(transparent)]
     TooLarge(#[from] super::queue::TooLarge),
+    /// A label that is none.
+    #[error("label {key:?}: {rule}")]
+    BadLabel {
+        /// Its key.
+        key: String,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// An idempotency key that is none.
+    #[error("Idempotency-Key must be 1 to 255 printable ASCII characters")]
+    BadKey,
+    /// An idempotency key of another request.
+    #[error("this Idempotency-Key was used for another request, which made VM {vm}")]
+    KeyReused {
+        /// The VM.
+        vm: String,
+    },
+    /// An idempotency key of a VM that is gone.
+    #[error("this Idempotency-Key made VM {vm}, which is gone")]
+    KeyGone {
+        /// The VM.
+        vm: String,
+    },
     /// The store refuses.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -103,7 +126,7 @@ pub(crate) enum VmError {
         reason: String,
     },
     /// Too many streams.
-    #[error("VM {name} has {} streams open, which is the limit", super::MAX_STREAMS)]
+    #[error("VM {name} has {} streams open, which is the limit", super::lifetime::MAX_STREAMS)]
     TooManyStreams {
         /// The VM.
         name: String,

@@ -13,6 +13,8 @@ mod adopt;
 pub(crate) mod create;
 mod error;
 pub(crate) mod explain;
+pub(crate) mod labels;
+pub(crate) mod lifetime;
 pub(crate) mod owner;
 pub(crate) mod plan;
 pub(crate) mod policy;
@@ -27,22 +29,20 @@ pub(crate) mod tests;
 pub(crate) use error::VmError;
 
 use crate::parts::Machine;
-use enisle_api::Vm;
+use enisle_api::{Removal, Vm};
+use lifetime::{StreamPlace, Streams};
 use plan::VmPlan;
 use queue::Ticket;
 use std::sync::Arc;
 use std::time::Duration;
 use table::State;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
-
-/// Streams of one VM at a time.
-pub(crate) const MAX_STREAMS: usize = 256;
 
 /// What may be asked of an owner task.
 pub(crate) enum Command {
     /// Stop the guest in an orderly way and remove everything.
-    Remove(Option<owner::Waiting>),
+    Remove(Removal, Option<owner::Waiting>),
     /// Kill the guest now, and remove everything.
     Hurry,
 }
@@ -65,7 +65,7 @@ pub(crate) struct Handle {
     mailbox: mpsc::Sender<Command>,
     status: watch::Receiver<Status>,
     machine: watch::Receiver<Option<Arc<dyn Machine>>>,
-    streams: Arc<Semaphore>,
+    streams: Streams,
     /// Where it stands among those that are to start; none for one that was taken over.
     ticket: Option<Ticket>,
 }
@@ -106,6 +106,9 @@ impl Handle {
             created_ms: row.created_ms,
             ready_after_ms: status.ready_after_ms,
             userdata_exit: status.userdata_exit,
+            labels: row.labels.clone(),
+            expires_ms: lifetime::expires_ms(row),
+            idle_timeout_ms: row.lifetime.idle_timeout_ms,
         }
     }
 
@@ -147,9 +150,9 @@ impl Handle {
     }
 
     /// Stops the guest and removes everything; resolves when that is over.
-    pub(crate) async fn remove(&self) -> Result<(), VmError> {
+    pub(crate) async fn remove(&self, why: Removal) -> Result<(), VmError> {
         let (done, outcome) = oneshot::channel();
-        if self.mailbox.send(Command::Remove(Some(done))).await.is_err() {
+        if self.mailbox.send(Command::Remove(why, Some(done))).await.is_err() {
             // The owner has ended: the VM is gone.
             return Ok(());
         }
@@ -162,7 +165,7 @@ impl Handle {
     /// Has the VM removed without waiting, for a caller that cannot wait. A full mailbox holds
     /// such a wish already.
     pub(crate) fn give_up(&self) {
-        let _ = self.mailbox.try_send(Command::Remove(None));
+        let _ = self.mailbox.try_send(Command::Remove(Removal::Abandoned, None));
     }
 
     /// Kills the guest now and removes everything.
@@ -172,10 +175,14 @@ impl Handle {
     }
 
     /// A place among the VM's streams, for as long as the value lives.
-    pub(crate) fn stream_place(&self) -> Result<OwnedSemaphorePermit, VmError> {
-        Arc::clone(&self.streams)
-            .try_acquire_owned()
-            .map_err(|_| VmError::TooManyStreams { name: self.name().to_owned() })
+    pub(crate) fn stream_place(&self) -> Result<StreamPlace, VmError> {
+        self.streams.place(self.name())
+    }
+
+    /// How many streams are open.
+    #[cfg(test)]
+    pub(crate) fn open_streams(&self) -> usize {
+        self.streams.open()
     }
 
     /// The VMM, once there is one; `None` when there will be none.

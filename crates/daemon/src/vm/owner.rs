@@ -5,22 +5,24 @@
 
 use super::adopt::Adoption;
 use super::create::{CreateError, Creation, Made, Workshop};
+use super::lifetime::{self, Clocks, Streams};
 use super::plan::VmPlan;
 use super::queue::Place;
 use super::remove::{self, Leftovers};
 use super::table::{self, Effect, Event, State};
-use super::{Command, Handle, MAX_STREAMS, Status};
+use super::{Command, Handle, Status};
 use crate::chain::Chain;
 use crate::fault::Step;
 use crate::guest::boot::{BootChannel, BootNews, Stopper};
 use crate::guest::printable;
 use crate::parts::{Machine, PartError};
 use crate::store::StoreError;
+use enisle_api::{EventKind, Removal};
 use enisle_guest_proto::VERSION;
 use enisle_vmm::{BoxFuture, Exit, ExitReason};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +65,8 @@ enum Heard {
     Forgotten(Result<(), Leftovers>),
     Ended(Exit),
     Deadline,
+    /// Its own time is over.
+    Over(Removal),
 }
 
 /// The owner of one VM.
@@ -80,6 +84,9 @@ pub(crate) struct Owner {
     /// When the boot, or the orderly stop, has taken too long.
     deadline: Option<Instant>,
     waiting: Vec<Waiting>,
+    clocks: Clocks,
+    /// Why it is being removed: the first reason there was.
+    why: Option<Removal>,
     /// Said once that the agent speaks another version; a guest could say so for ever.
     told_of_version: bool,
 }
@@ -125,12 +132,14 @@ impl Owner {
         let (status, watched) = watch::channel(initial);
         let (machine, machine_watched) = watch::channel(None);
         let called_off = CancellationToken::new();
+        let streams = Streams::new();
+        let clocks = Clocks::new(&plan.row, &streams);
         let handle = Handle {
             plan: Arc::clone(&plan),
             mailbox: commands,
             status: watched,
             machine: machine_watched,
-            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            streams,
             ticket: None,
         };
         let owner = Self {
@@ -146,21 +155,24 @@ impl Owner {
             made: Made::default(),
             deadline: None,
             waiting: Vec::new(),
+            clocks,
+            why: None,
             told_of_version: false,
         };
         (owner, handle)
     }
 
-    /// Runs until nothing is left of the VM. Returns those who wait for that.
-    pub(crate) async fn run(mut self) -> Vec<Waiting> {
+    /// Runs until nothing is left of the VM. Returns those who wait for that, and why it went.
+    pub(crate) async fn run(mut self) -> (Vec<Waiting>, Removal) {
         while self.state() != State::Gone {
             let heard = self.hear().await;
             if let Some(event) = self.understand(heard) {
                 self.apply(event);
             }
         }
-        tracing::info!(vm = self.plan.name(), "gone");
-        self.waiting
+        let why = self.why.unwrap_or(Removal::Lost);
+        tracing::info!(vm = self.plan.name(), %why, "gone");
+        (self.waiting, why)
     }
 
     fn state(&self) -> State {
@@ -175,6 +187,7 @@ impl Owner {
             heard = progress(&mut self.work) => heard,
             exit = end_of(self.made.machine.as_ref()) => Heard::Ended(exit),
             () = at(self.deadline) => Heard::Deadline,
+            why = self.clocks.over() => Heard::Over(why),
             Some(news) = self.news.recv() => Heard::News(news),
         }
     }
@@ -185,11 +198,13 @@ impl Owner {
             Heard::Command(None) => {
                 // Nobody can ask any more, so nobody will remove it: the registry is gone.
                 self.mailbox.close();
+                self.why.get_or_insert(Removal::Shutdown);
                 Some(Event::Hurry)
             }
             Heard::Command(Some(Command::Hurry)) => Some(Event::Hurry),
-            Heard::Command(Some(Command::Remove(waiting))) => {
+            Heard::Command(Some(Command::Remove(why, waiting))) => {
                 self.waiting.extend(waiting);
+                self.why.get_or_insert(why);
                 Some(Event::Remove)
             }
             Heard::News(news) => self.take_news(news),
@@ -202,6 +217,7 @@ impl Owner {
                 self.take_end(&exit);
                 Some(Event::Ended)
             }
+            Heard::Over(why) => Some(self.take_over(why)),
             Heard::Deadline => {
                 self.deadline = None;
                 if self.state() == State::Stopping {
@@ -210,6 +226,8 @@ impl Owner {
                         "the guest did not stop in {} s: killing it",
                         GRACE.as_secs()
                     );
+                    let reason = format!("killed: it did not stop within {} s", GRACE.as_secs());
+                    self.tell(|vm, group| EventKind::VmStopped { vm, group, reason });
                     return Some(Event::GraceOver);
                 }
                 self.set_reason(format!(
@@ -235,6 +253,7 @@ impl Owner {
         match outcome {
             Ok(()) => {
                 tracing::info!(vm, address = %self.plan.block().guest(), "adopted");
+                self.tell(|vm, group| EventKind::VmAdopted { vm, group });
                 Event::Adopted
             }
             Err(error) => {
@@ -316,6 +335,7 @@ impl Owner {
         self.status.send_modify(|status| status.ready_after_ms = Some(ms));
         self.remember(self.workshop.store.set_running(self.plan.name(), ms));
         tracing::info!(vm = self.plan.name(), address = %self.plan.block().guest(), ms, "ready");
+        self.tell(|vm, group| EventKind::VmReady { vm, group, after_ms: ms });
         Some(Event::Ready)
     }
 
@@ -323,9 +343,26 @@ impl Owner {
         // The handle stays with the watchers: the console's log is read through it.
         self.made.machine = None;
         self.status.send_modify(|status| status.pid = None);
+        let reason = describe(exit);
+        let own = matches!(exit.reason, ExitReason::GuestShutdown | ExitReason::GuestReset);
         if self.state().is_hopeful() || self.state() == State::Running {
-            self.set_reason(describe(exit));
+            self.set_reason(reason.clone());
         }
+        self.tell(|vm, group| match own || self.state() == State::Stopping {
+            true => EventKind::VmStopped { vm, group, reason },
+            false => EventKind::VmCrashed { vm, group, reason },
+        });
+    }
+
+    fn take_over(&mut self, why: Removal) -> Event {
+        if self.why.is_none() {
+            self.why = Some(why);
+            if let Some(reason) = lifetime::words(why, &self.plan.row) {
+                tracing::info!(vm = self.plan.name(), "{reason}: removing it");
+                self.set_reason(reason);
+            }
+        }
+        Event::Remove
     }
 
     fn take_removal(&mut self, outcome: Result<(), Leftovers>, done: Event) -> Event {
@@ -334,6 +371,8 @@ impl Owner {
             Ok(()) => done,
             Err(left) => {
                 self.set_reason(left.to_string());
+                let reason = left.to_string();
+                self.tell(|vm, group| EventKind::VmFailed { vm, group, reason });
                 for waiting in self.waiting.drain(..) {
                     // Who asked may have gone away.
                     let _ = waiting.send(Err(left.to_string()));
@@ -349,9 +388,16 @@ impl Owner {
         if state != before {
             tracing::debug!(vm = self.plan.name(), ?before, ?event, ?state, "state");
             self.status.send_modify(|status| status.state = state);
+            match state {
+                State::Running => self.clocks.set_ready(),
+                _ => self.clocks.set_unready(),
+            }
             if state == State::Failing {
                 let reason = self.status.borrow().reason.clone().unwrap_or_default();
                 tracing::error!(vm = self.plan.name(), "failed: {reason}");
+                if event == Event::Broke {
+                    self.tell(|vm, group| EventKind::VmFailed { vm, group, reason });
+                }
             }
         }
         match effect {
@@ -380,6 +426,10 @@ impl Owner {
         let made = std::mem::take(&mut self.made);
         let (workshop, plan) = (self.workshop.clone(), Arc::clone(&self.plan));
         self.work = Work::Clearing(Box::pin(async move { remove::clear(&workshop, &plan, made).await }));
+    }
+
+    fn tell(&self, what: impl FnOnce(String, String) -> EventKind) {
+        self.workshop.events.tell(what(self.plan.name().to_owned(), self.plan.row.group.clone()));
     }
 
     fn set_reason(&self, reason: String) {

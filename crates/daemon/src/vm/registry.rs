@@ -2,8 +2,11 @@
 //!
 //! Owns: making owner tasks, and the way down for all of them. Refuses: acting on a VM itself.
 
+mod once;
 mod policy;
 
+pub(crate) use once::Once;
+use once::patience;
 pub(crate) use policy::Wish;
 
 use super::create::{Made, Workshop};
@@ -12,10 +15,11 @@ use super::plan::{GroupPlan, StateDirs, VmPlan};
 use super::table::State;
 use super::{Handle, VmError, remove, request};
 use crate::chain::Chain;
+use crate::events::Events;
 use crate::fault::Step;
 use crate::parts::Parts;
 use crate::store::VmRow;
-use enisle_api::{CreateVm, Group, GroupNetwork};
+use enisle_api::{CreateVm, EventKind, Group, GroupNetwork, Removal};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use std::collections::BTreeMap;
@@ -35,6 +39,8 @@ pub(crate) struct Registry {
     vms: Arc<Mutex<BTreeMap<String, Handle>>>,
     /// Set when the daemon goes down: no more VMs from then on.
     stopping: CancellationToken,
+    /// Held while a VM is looked for or made under an idempotency key.
+    keyed: tokio::sync::Mutex<()>,
 }
 
 impl Registry {
@@ -44,7 +50,8 @@ impl Registry {
         dirs: StateDirs,
         stopping: CancellationToken,
     ) -> Self {
-        Self { workshop, groups, dirs, vms: Arc::default(), stopping }
+        let keyed = tokio::sync::Mutex::new(());
+        Self { workshop, groups, dirs, vms: Arc::default(), stopping, keyed }
     }
 
     /// Starts a VM: returns when it has its name, its address, and a place in the queue of those that
@@ -67,6 +74,11 @@ impl Registry {
         }
         let plan = Arc::new(VmPlan::new(row, accepted.group, accepted.userdata, &self.dirs));
         tracing::info!(vm = plan.name(), address = %plan.block().guest(), "creating");
+        self.events().tell(EventKind::VmCreated {
+            vm: plan.name().to_owned(),
+            group: plan.row.group.clone(),
+            address: plan.block().guest(),
+        });
         let (owner, handle) = Owner::new(Arc::clone(&plan), self.workshop.clone(), place);
         vms.insert(plan.name().to_owned(), handle.clone());
         drop(vms);
@@ -93,20 +105,27 @@ impl Registry {
     /// Starts a VM and waits until exec works in it, within the request's time. One that fails, or
     /// is not waited for to the end, is removed again.
     pub(crate) async fn start_and_wait(&self, create: &CreateVm) -> Result<Handle, VmError> {
-        let guard = Unready { handle: self.start(create)?, kept: false };
+        self.wait_for(Unready::new(self.start(create)?), create).await
+    }
+
+    async fn wait_for(&self, guard: Unready, create: &CreateVm) -> Result<Handle, VmError> {
         let handle = &guard.handle;
-        let patience = create.timeout_ms.map_or(WAIT_DEFAULT, Duration::from_millis);
-        match handle.ready(patience).await {
+        match handle.ready(patience(create)).await {
             Ok(()) => Ok(guard.keep()),
             Err(error) => {
                 // What could not be removed is in the log and in the list of VMs.
-                let _ = handle.remove().await;
+                let _ = handle.remove(Removal::Abandoned).await;
                 Err(match error {
                     VmError::Failed { name, reason } => VmError::StartFailed { name, reason },
                     other => other,
                 })
             }
         }
+    }
+
+    /// What happened.
+    pub(crate) fn events(&self) -> &Arc<Events> {
+        &self.workshop.events
     }
 
     /// What its VMs are made of.
@@ -177,12 +196,12 @@ impl Registry {
     pub(crate) async fn stop_all(&self, hurry: &CancellationToken) -> Vec<VmError> {
         self.stopping.cancel();
         let handles = self.list();
-        let removals = join_all(handles.iter().map(Handle::remove));
+        let removals = join_all(handles.iter().map(|handle| handle.remove(Removal::Shutdown)));
         let outcomes = tokio::select! {
             outcomes = removals => outcomes,
             () = hurry.cancelled() => {
                 join_all(handles.iter().map(Handle::hurry)).await;
-                join_all(handles.iter().map(Handle::remove)).await
+                join_all(handles.iter().map(|handle| handle.remove(Removal::Shutdown))).await
             }
         };
         outcomes.into_iter().filter_map(Result::err).collect()
@@ -222,8 +241,14 @@ async fn supervise(
             vms.remove(plan.name());
         }
     }
+    let (waiting, removal) = ended.unwrap_or((Vec::new(), Removal::Lost));
+    workshop.events.tell(EventKind::VmRemoved {
+        vm: plan.name().to_owned(),
+        group: plan.row.group.clone(),
+        removal,
+    });
     // Only now, so that who waited does not find it in the list any more.
-    for waiting in ended.into_iter().flatten() {
+    for waiting in waiting {
         // Who asked may have gone away.
         let _ = waiting.send(Ok(()));
     }

@@ -1,17 +1,19 @@
 //! Judges a request for a VM against the configuration. Owns the ranges of its values; refuses
 //! names and blocks, which the store gives.
 
+use super::lifetime::now_ms;
 use super::plan::GroupPlan;
-use super::{VmError, policy};
-use crate::store::NewVm;
+use super::{VmError, labels, policy};
+use crate::store::{Lifetime, NewVm};
 use enisle_api::CreateVm;
 use enisle_net::policy::compile_narrowed;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 const VCPU: RangeInclusive<u8> = 1..=64;
 const RAM_MIB: RangeInclusive<u32> = 64..=1_048_576;
+/// A year, in milliseconds.
+const LIFETIME_MS: RangeInclusive<u64> = 1..=365 * 24 * 3_600_000;
 const MAX_USERDATA: usize = 256 * 1024;
 
 /// A request that makes sense.
@@ -37,6 +39,12 @@ pub(super) fn accept(groups: &[Arc<GroupPlan>], create: &CreateVm) -> Result<Acc
     if userdata.as_ref().is_some_and(|script| script.len() > MAX_USERDATA) {
         return Err(VmError::OutOfRange { field: "userdata", rule: "must be at most 256 KiB" });
     }
+    labels::check(&create.labels)?;
+    for (field, ms) in [("ttl_ms", create.ttl_ms), ("idle_timeout_ms", create.idle_timeout_ms)] {
+        if ms.is_some_and(|ms| !LIFETIME_MS.contains(&ms)) {
+            return Err(VmError::OutOfRange { field, rule: "must be 1 to 31536000000, which is a year" });
+        }
+    }
     let lists = policy::parse(&create.drop, &create.allow)?;
     compile_narrowed(&group.lists(), &lists)
         .map_err(|source| policy::PolicyError::Unenforceable { vm: None, source })?;
@@ -50,6 +58,8 @@ pub(super) fn accept(groups: &[Arc<GroupPlan>], create: &CreateVm) -> Result<Acc
         disk_bytes: config.disk_bytes,
         created_ms: now_ms(),
         lists,
+        labels: create.labels.clone(),
+        lifetime: Lifetime { ttl_ms: create.ttl_ms, idle_timeout_ms: create.idle_timeout_ms },
     };
     Ok(Accepted { group: Arc::clone(group), vm, userdata: userdata.filter(|script| !script.is_empty()) })
 }
@@ -68,9 +78,4 @@ pub(super) fn find_group<'a>(
             .find(|group| group.config.name == name)
             .ok_or_else(|| VmError::NoSuchGroup { name: name.to_owned(), known: known() }),
     }
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

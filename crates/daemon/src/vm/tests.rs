@@ -2,6 +2,8 @@
 //! VM is left.
 
 mod adopt;
+mod events;
+mod lifetime;
 mod policy;
 mod queued;
 
@@ -12,10 +14,11 @@ use super::registry::Registry;
 use super::table::State;
 use super::{Handle, VmError};
 use crate::config::{self, AnyHost};
+use crate::events::Events;
 use crate::fault::{FaultPlan, Step};
 use crate::parts::fake::{FakeParts, Fault, Guest, TURNS_LATE};
 use crate::store::Store;
-use enisle_api::{CreateVm, VmState};
+use enisle_api::{CreateVm, Removal, VmState};
 use enisle_vmm::ExitReason;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -75,13 +78,24 @@ fn bench_with(guest: Guest, faults: FaultPlan, at_once: usize) -> Bench {
     let store = Arc::new(Store::open(dir.path()).unwrap());
     let groups = group_plans(FILE);
     let queue = Queue::new(at_once, || None);
-    let workshop = Workshop { parts: parts.clone(), store: Arc::clone(&store), faults, queue };
+    let workshop = Workshop {
+        parts: parts.clone(),
+        store: Arc::clone(&store),
+        faults,
+        queue,
+        events: Arc::new(Events::new(1)),
+    };
     let stopping = CancellationToken::new();
     let registry = Arc::new(Registry::new(workshop, groups, StateDirs::new(dir.path()), stopping.clone()));
     Bench { registry, parts, store, stopping, told, dir }
 }
 
 impl Bench {
+    /// The next of what guests were told, or tell.
+    pub(crate) async fn told(&mut self) -> String {
+        self.told.recv().await.unwrap()
+    }
+
     /// Nothing of any VM is left, anywhere.
     #[track_caller]
     fn assert_bare(&self) {
@@ -147,7 +161,7 @@ async fn a_vm_comes_up_with_its_identity_and_goes_when_it_is_asked_to() {
     })
     .await
     .unwrap();
-    vm.remove().await.unwrap();
+    vm.remove(Removal::Deleted).await.unwrap();
     assert_eq!(bench.told.recv().await.unwrap(), "Shutdown");
     bench.assert_bare();
 }
@@ -202,7 +216,7 @@ async fn deleting_while_parts_are_being_made_waits_for_them() {
         bench.parts.fault(late, Fault::Late);
         let vm = bench.registry.start(&CreateVm::default()).unwrap();
         tokio::task::yield_now().await;
-        timeout(SOON, vm.remove()).await.unwrap().unwrap();
+        timeout(SOON, vm.remove(Removal::Deleted)).await.unwrap().unwrap();
         for _ in 0..2 * TURNS_LATE {
             tokio::task::yield_now().await;
         }
@@ -234,7 +248,7 @@ async fn what_goes_wrong_inside_is_told_and_kept_until_it_is_deleted() {
         assert_eq!(bench.parts.left(), [] as [String; 0], "slot and disk are gone at once");
         assert!(bench.dir.path().join("vms/agents-1").exists(), "its log is kept");
         assert!(matches!(vm.ready(SOON).await, Err(VmError::Failed { .. })));
-        vm.remove().await.unwrap();
+        vm.remove(Removal::Deleted).await.unwrap();
         bench.assert_bare();
     }
 }
@@ -250,7 +264,7 @@ async fn a_guests_later_words_change_nothing() {
         if script.is_some() {
             assert_eq!(bench.told.recv().await.unwrap(), "Userdata(1 bytes, last: true)");
         }
-        vm.remove().await.unwrap();
+        vm.remove(Removal::Deleted).await.unwrap();
         assert_eq!(bench.told.recv().await.unwrap(), "Shutdown");
         let shown = vm.show();
         assert_eq!((shown.userdata_exit, shown.reason), (exit, None));
@@ -296,7 +310,7 @@ async fn deleting_while_it_is_made_calls_the_creation_off() {
     let bench = bench(Guest::Honest, FaultPlan::default());
     bench.parts.fault("vmm", Fault::Hang);
     let vm = bench.registry.start(&CreateVm::default()).unwrap();
-    timeout(SOON, vm.remove()).await.unwrap().unwrap();
+    timeout(SOON, vm.remove(Removal::Deleted)).await.unwrap().unwrap();
     bench.assert_bare();
 }
 
@@ -307,7 +321,7 @@ async fn a_guest_that_will_not_stop_gets_the_button_and_is_killed() {
     // From here on time passes as soon as nothing else can happen.
     tokio::time::pause();
     let begun = tokio::time::Instant::now();
-    vm.remove().await.unwrap();
+    vm.remove(Removal::Deleted).await.unwrap();
     assert_eq!(begun.elapsed().as_secs(), 10);
     let mut told = Vec::new();
     while let Ok(words) = bench.told.try_recv() {
@@ -350,11 +364,11 @@ async fn what_cannot_be_removed_is_said_and_can_be_tried_again() {
         let bench = bench(Guest::Honest, FaultPlan::default());
         let vm = bench.registry.start_and_wait(&waiting()).await.unwrap();
         bench.parts.fault(part, Fault::Fail);
-        let error = vm.remove().await.unwrap_err();
+        let error = vm.remove(Removal::Deleted).await.unwrap_err();
         assert!(error.to_string().contains("could not be removed entirely"), "{error}");
         assert_eq!(vm.show().state, VmState::Failed, "it can be seen");
         assert!(bench.store.get("agents-1").unwrap().is_some(), "name and block stay taken");
-        vm.remove().await.unwrap();
+        vm.remove(Removal::Deleted).await.unwrap();
         bench.assert_bare();
     }
 }
@@ -380,7 +394,7 @@ async fn a_name_is_free_again_at_once() {
     for _ in 0..20 {
         let vm = bench.registry.start_and_wait(&waiting()).await.unwrap();
         assert_eq!(vm.name(), "agents-1");
-        vm.remove().await.unwrap();
+        vm.remove(Removal::Deleted).await.unwrap();
         assert!(bench.registry.get("agents-1").is_err());
     }
     bench.assert_bare();

@@ -49,6 +49,9 @@ fn bad_usage_is_refused_before_anything_is_asked() {
         ("vm new --ram 512", 2),
         ("vm new --cpus 0", 2),
         ("vm new --timeout 1s", 2),
+        ("vm new --label x", 2),
+        ("vm new --label x=1 --label x=2", 2),
+        ("vm new --ttl 0", 2),
         ("vm delete", 2),
         ("vm delete a --all", 2),
         ("vm delete --group agents", 2),
@@ -83,6 +86,16 @@ fn vms_are_made_listed_and_deleted() {
         (Some(2), Some(1024), Some(90_000), true)
     );
     assert_eq!(asked.userdata.as_deref(), Some("#!/bin/sh\n"));
+    let args =
+        ["vm", "new", "--label", "job=17", "--label", "team=a=b", "--ttl", "30m", "--idle-timeout", "10m"];
+    assert!(world.run(&args).status.success());
+    let asked = world.daemon.shared.seen.lock().unwrap().created.take().unwrap();
+    assert_eq!((asked.ttl_ms, asked.idle_timeout_ms), (Some(1_800_000), Some(600_000)));
+    assert_eq!(asked.labels.get("team").map(String::as_str), Some("a=b"));
+    let found = world.run(&["vm", "list", "-q", "--label", "job=17", "--label", "team=a=b"]);
+    assert_eq!(text(&found.stdout), "agents-3\n");
+    assert_eq!(text(&world.run(&["vm", "list", "-q", "--label", "job=1"]).stdout), "");
+    assert!(world.run(&["vm", "delete", "agents-3"]).status.success());
 
     let table = text(&world.run(&["vm", "list"]).stdout);
     let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().take(7).collect()).collect();
@@ -130,6 +143,21 @@ fn logs_are_raw_in_a_pipe_and_lines_in_json() {
 }
 
 #[test]
+fn events_are_lines_for_people_and_for_programs() {
+    let world = World::new();
+    assert_eq!(
+        text(&world.run(&["events"]).stdout),
+        "2023-11-14T22:13:20Z 7 -: 3 events are not kept any more\n\
+         2023-11-14T22:13:20Z 8 agents-1: ready after 1234 ms\n\
+         2023-11-14T22:13:20Z 9 agents-1: crashed: x\u{fffd}[2J\n"
+    );
+    let json = text(&world.run(&["events", "-f", "--since", "9", "--json"]).stdout);
+    let event: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((event["type"].as_str(), event["removal"].as_str()), (Some("vm_removed"), Some("ttl")));
+    assert_eq!(text(&world.run(&["events", "--vm", "other", "--since", "7"]).stdout), "");
+}
+
+#[test]
 fn help_of_every_command() {
     let mut all = String::new();
     for command in [
@@ -145,6 +173,7 @@ fn help_of_every_command() {
         "vm cp",
         "vm shell",
         "vm port-forward",
+        "events",
         "gc",
         "image",
         "image build",

@@ -16,7 +16,7 @@ use crate::vm::create::Workshop;
 use crate::vm::plan::{GroupPlan, VmPlan};
 use crate::vm::policy::{self, PolicyError};
 use crate::vm::{explain, request};
-use enisle_api::{CutFlow, Policy, PolicyChange, PolicyLists, Why};
+use enisle_api::{CutFlow, EventKind, Policy, PolicyChange, PolicyLists, Why};
 use enisle_net::LiveFlow;
 use enisle_net::policy::{CompileError, CompiledPolicy, PolicySpec, compile, compile_narrowed};
 use std::collections::BTreeMap;
@@ -161,6 +161,11 @@ fn change_vm(workshop: &Workshop, plan: &Arc<VmPlan>, wish: &Wish) -> Result<Pol
     }
     plan.set_own_lists(new);
     tracing::info!(vm = plan.name(), revision = change.revision, "policy changed");
+    workshop.events.tell(EventKind::PolicyChanged {
+        vm: Some(plan.name().to_owned()),
+        group: plan.row.group.clone(),
+        revision: change.revision.clone(),
+    });
     Ok(change)
 }
 
@@ -212,6 +217,11 @@ fn change_group(
         vms = policies.len(),
         "policy changed until the daemon stops; the file has it from then on"
     );
+    workshop.events.tell(EventKind::PolicyChanged {
+        vm: None,
+        group: name.clone(),
+        revision: change.revision.clone(),
+    });
     Ok(change)
 }
 

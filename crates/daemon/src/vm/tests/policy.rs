@@ -50,7 +50,7 @@ async fn a_bad_entry_of_a_new_vm_is_refused_before_anything_is_made() {
     let shown = bench.registry.vm_policy(vm.name()).await.unwrap();
     let entry = shown.entries.iter().find(|e| e.destination == "8.8.8.8/32").unwrap();
     assert_eq!((entry.verdict, entry.origin.as_str()), (PolicyVerdict::Refuse, "vm drop[0]"));
-    vm.remove().await.unwrap();
+    vm.remove(Removal::Deleted).await.unwrap();
 }
 
 #[tokio::test]
@@ -78,7 +78,7 @@ async fn a_vms_lists_change_everywhere_or_nowhere() {
     let right = Wish { expected: Some(change.revision), ..wish(&[]) };
     bench.registry.set_vm_policy("agents-1", right).await.unwrap();
     assert!(passes(&bench.in_force("agents-1").unwrap(), [8, 8, 8, 8]));
-    vm.remove().await.unwrap();
+    vm.remove(Removal::Deleted).await.unwrap();
 }
 
 #[tokio::test]
@@ -100,7 +100,7 @@ async fn a_groups_lists_change_for_all_its_vms_and_later_ones_or_for_none() {
         assert_eq!(passes(&policy, [9, 9, 9, 9]), nine, "{vm} keeps its own lists");
     }
     assert_eq!(bench.registry.groups()[0].network.drop, ["8.8.8.8"]);
-    second.remove().await.unwrap();
+    second.remove(Removal::Deleted).await.unwrap();
     let later = bench.registry.start_and_wait(&waiting()).await.unwrap();
     assert_eq!(later.name(), "agents-2");
     let shown = bench.registry.vm_policy("agents-2").await.unwrap();
@@ -110,7 +110,7 @@ async fn a_groups_lists_change_for_all_its_vms_and_later_ones_or_for_none() {
     bench.registry.set_vm_policy("agents-2", wish(&["1.1.1.1"])).await.unwrap();
     assert!(!passes(&bench.in_force("agents-2").unwrap(), [8, 8, 8, 8]));
     assert!(bench.registry.set_group_policy("nobody", wish(&[])).await.is_err());
-    first.remove().await.unwrap();
+    first.remove(Removal::Deleted).await.unwrap();
     assert!(bench.registry.set_vm_policy("agents-1", wish(&[])).await.is_err());
-    later.remove().await.unwrap();
+    later.remove(Removal::Deleted).await.unwrap();
 }

@@ -13,15 +13,15 @@ async fn one_starts_after_the_other_in_order_and_a_queued_one_says_so_and_can_be
     assert_eq!(shown.reason.as_deref(), Some("queued: the next; 1 are starting"));
     assert_eq!(first.show().reason, None);
     assert!(!bench.parts.left().iter().any(|part| part.ends_with("agents-2")), "nothing of it is made");
-    timeout(SOON, second.remove()).await.unwrap().unwrap();
+    timeout(SOON, second.remove(Removal::Deleted)).await.unwrap().unwrap();
     assert!(bench.registry.get("agents-2").is_err(), "out of the queue at once");
 
     // The next one comes when the first is gone.
     let third = bench.registry.start(&CreateVm::default()).unwrap();
     assert!(third.show().reason.is_some());
-    first.remove().await.unwrap();
+    first.remove(Removal::Deleted).await.unwrap();
     reaches(&third, State::Booting).await;
-    third.remove().await.unwrap();
+    third.remove(Removal::Deleted).await.unwrap();
     bench.assert_bare();
 }
 

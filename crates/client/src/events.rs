@@ -1,0 +1,63 @@
+//! Events of the daemon as they come. Owns finding lines in a body; refuses connecting again, which
+//! only the caller can judge: the number to go on from is in [`Event::seq`].
+
+use crate::Error;
+use crate::client::{Client, LogStream, READ_LIMIT, bounded};
+use crate::connection::{self, Ask};
+use bytes::BytesMut;
+use enisle_api::{Event, routes};
+use http::Method;
+
+/// Longest line, in bytes: an event has some hundred, with a reason of a KiB.
+const MAX_LINE: usize = 64 * 1024;
+
+impl Client {
+    /// What happened after the event of number `since`, or everything the daemon still knows; with
+    /// `follow` it goes on until the daemon stops. An [`enisle_api::EventKind::Dropped`] among them says how
+    /// many were missed.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn events(&self, since: Option<u64>, follow: bool) -> Result<EventStream, Error> {
+        let path = routes::events(since, follow);
+        let ask = Ask { method: &Method::GET, path: &path };
+        let response = bounded(ask, READ_LIMIT, connection::request(&self.endpoint, ask, None)).await?;
+        let body = LogStream::new(ask, response);
+        Ok(EventStream { request: ask.to_string(), body, buffer: BytesMut::new() })
+    }
+}
+
+/// Events as they come. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct EventStream {
+    request: String,
+    body: LogStream,
+    buffer: BytesMut,
+}
+
+impl EventStream {
+    /// The next event, `None` at the end. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::Http`] when the connection breaks, [`Error::Protocol`] for what is no event.
+    pub async fn next(&mut self) -> Result<Option<Event>, Error> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(end + 1);
+                return serde_json::from_slice(&line).map(Some).map_err(|e| self.protocol(e.to_string()));
+            }
+            if self.buffer.len() > MAX_LINE {
+                return Err(self.protocol("a line that does not end".to_owned()));
+            }
+            match self.body.chunk().await? {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(self.protocol("it ends in the middle of an event".to_owned())),
+            }
+        }
+    }
+
+    fn protocol(&self, why: String) -> Error {
+        Error::Protocol { request: self.request.clone(), why }
+    }
+}

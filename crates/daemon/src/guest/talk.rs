@@ -1,0 +1,160 @@
+//! A session that the daemon itself holds: bytes in, bytes out, the end.
+//!
+//! ```text
+//! input (a stream) ──▶ speak ──▶ guest ──▶ hear ──▶ output (bounded)
+//!                        ▲ credit, windows ──┘
+//! ```
+//!
+//! Owns: credit in both directions. What nobody takes is not read, so a guest cannot fill the daemon.
+//! Refuses: what the bytes mean. A dropped future ends the operation in the guest.
+
+use super::session::Session;
+use super::wire::WireError;
+use bytes::Bytes;
+use enisle_api::stream::{STDERR, STDIN, STDOUT};
+use enisle_guest_proto::{Control, Failure, Kind, MAX_PAYLOAD, WINDOW, encode, encode_control};
+use futures_util::{Stream, StreamExt};
+use std::pin::Pin;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{Sender, UnboundedReceiver, unbounded_channel};
+
+/// A piece of output: the stream's number and bytes.
+pub(crate) type Piece = (u8, Vec<u8>);
+
+/// How an operation ended in the guest.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Its last word.
+    Exit { code: i32, signal: Option<u8>, timed_out: bool },
+    /// It failed after it had begun.
+    Failed(Failure),
+}
+
+/// Why an operation has no end of its own.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TalkError {
+    /// The guest's side is of no more use.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The input broke before its end.
+    #[error("the request's body broke off: {0}")]
+    Input(String),
+    /// Nobody takes the output.
+    #[error("output that nobody takes")]
+    Output,
+}
+
+/// Runs a session to its end. Input that is still to come when the guest ends is not taken.
+pub(crate) async fn run<E: std::fmt::Display>(
+    session: Session,
+    input: impl Stream<Item = Result<Bytes, E>>,
+    output: Sender<Piece>,
+) -> Result<End, TalkError> {
+    let Session { mut reader, writer, .. } = session;
+    let credit = Semaphore::new(WINDOW as usize);
+    let (windows, to_send) = unbounded_channel();
+    let hear = async {
+        loop {
+            let frame = reader.next().await?;
+            let stream = match frame.kind {
+                Kind::Stdout => STDOUT,
+                Kind::Stderr => STDERR,
+                Kind::Stdin => return Err(WireError::Protocol("data on the daemon's stream").into()),
+                Kind::Control => match frame.control().map_err(WireError::from)? {
+                    Control::Exit { code, signal, timed_out } => {
+                        return Ok(End::Exit { code, signal, timed_out });
+                    }
+                    Control::Failed(failure) => return Ok(End::Failed(failure)),
+                    Control::Eof { .. } => continue,
+                    Control::Window { stream: STDIN, bytes } => {
+                        returned(&credit, bytes)?;
+                        continue;
+                    }
+                    _ => return Err(WireError::Protocol("a message of the daemon's").into()),
+                },
+            };
+            let bytes = u32::try_from(frame.payload.len()).unwrap_or(u32::MAX);
+            if bytes == 0 {
+                return Err(WireError::Protocol("an empty message").into());
+            }
+            output.send((stream, frame.payload)).await.map_err(|_| TalkError::Output)?;
+            // The other half lives as long as this one.
+            let _ = windows.send(Control::Window { stream, bytes });
+        }
+    };
+    let input = std::pin::pin!(input);
+    tokio::select! {
+        end = hear => end,
+        broke = speak(writer, to_send, input, &credit) => Err(broke),
+    }
+}
+
+fn returned(credit: &Semaphore, bytes: u32) -> Result<(), WireError> {
+    // More than one window cannot be outstanding, so more cannot come back.
+    if credit.available_permits().saturating_add(bytes as usize) > WINDOW as usize {
+        return Err(WireError::Protocol("credit for bytes that were not sent"));
+    }
+    credit.add_permits(bytes as usize);
+    Ok(())
+}
+
+/// Sends input and windows for as long as it is let. A guest that takes nothing more may still have
+/// something to say, so failing to write is no verdict.
+async fn speak<E: std::fmt::Display>(
+    mut guest: OwnedWriteHalf,
+    mut windows: UnboundedReceiver<Control>,
+    mut input: Pin<&mut impl Stream<Item = Result<Bytes, E>>>,
+    credit: &Semaphore,
+) -> TalkError {
+    let mut rest = Bytes::new();
+    let mut open = true;
+    let mut out = Vec::new();
+    loop {
+        out.clear();
+        let encoded = tokio::select! {
+            biased;
+            Some(window) = windows.recv() => encode_control(&window, &mut out),
+            piece = next_piece(input.as_mut(), &mut rest, credit), if open => match piece {
+                Some(Ok(piece)) => {
+                    encode(Kind::Stdin, &piece, &mut out);
+                    Ok(())
+                }
+                Some(Err(error)) => return TalkError::Input(error.to_string()),
+                None => {
+                    open = false;
+                    encode_control(&Control::Eof { stream: STDIN }, &mut out)
+                }
+            },
+        };
+        if let Err(error) = encoded {
+            return WireError::from(error).into();
+        }
+        if guest.write_all(&out).await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// As much input as fits a frame and has credit. Cancel-safe: credit is taken only with bytes in hand.
+async fn next_piece<E>(
+    mut input: Pin<&mut impl Stream<Item = Result<Bytes, E>>>,
+    rest: &mut Bytes,
+    credit: &Semaphore,
+) -> Option<Result<Bytes, E>> {
+    while rest.is_empty() {
+        match input.next().await? {
+            Ok(bytes) => *rest = bytes,
+            Err(error) => return Some(Err(error)),
+        }
+    }
+    // The semaphore is never closed.
+    let first = credit.acquire().await.ok()?;
+    let most = rest.len().min(MAX_PAYLOAD).min(credit.available_permits() + 1);
+    first.forget();
+    if let Ok(more) = credit.try_acquire_many(u32::try_from(most - 1).unwrap_or(0)) {
+        more.forget();
+    }
+    Some(Ok(rest.split_to(most)))
+}

@@ -1,0 +1,61 @@
+//! Each request's id: in the log of everything that is done for it, in its answer, in its problem.
+//!
+//! Owns: the id and the one log line at a request's end. Refuses: ids of clients, which could be
+//! anything.
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::Response;
+use enisle_api::Problem;
+use std::time::Instant;
+use tracing::Instrument;
+
+/// Where an answer has the id of its request.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A UUID of version 4 (RFC 9562 §5.4).
+fn new_id() -> String {
+    let mut bytes = [0; 16];
+    // The kernel refuses at most before it has booted; the id is then one that is not unique.
+    let _ = getrandom::fill(&mut bytes);
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
+/// The outermost layer.
+pub(super) async fn identify(request: Request, next: Next) -> Response {
+    let id = new_id();
+    let span = tracing::info_span!("request", id);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let begun = Instant::now();
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let problem = response.extensions_mut().remove::<Problem>();
+    span.in_scope(|| log(&method, &path, &response, problem.as_ref(), begun));
+    if let Some(mut problem) = problem {
+        problem.instance = Some(format!("urn:uuid:{id}"));
+        // As where it was made: text and numbers only.
+        *response.body_mut() = Body::from(serde_json::to_vec(&problem).unwrap_or_default());
+    }
+    // Hex and hyphens are a header's value.
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+fn log(method: &Method, path: &str, response: &Response, problem: Option<&Problem>, begun: Instant) {
+    let (status, ms) = (response.status().as_u16(), begun.elapsed().as_millis());
+    match problem {
+        Some(problem) if status >= 500 => {
+            tracing::warn!(%method, path, status, ms, code = problem.code.name(), "{}", problem.detail);
+        }
+        Some(problem) => {
+            tracing::debug!(%method, path, status, ms, code = problem.code.name(), "{}", problem.detail);
+        }
+        None => tracing::debug!(%method, path, status, ms, "answered"),
+    }
+}
