@@ -87,7 +87,8 @@ impl Engine {
                 self.lock().busy.remove(&block);
                 Ok(warm)
             }
-            Err(Unclean { parts, why }) => {
+            Err(unclean) => {
+                let Unclean { parts, why } = *unclean;
                 self.depart(block, parts, Box::new(told));
                 Err(NetError::Unclean { block, why })
             }

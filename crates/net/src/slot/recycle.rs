@@ -28,19 +28,19 @@ pub(crate) struct Unclean {
 
 impl Builder<'_> {
     /// Makes a slot nobody's again, or gives back what is to be taken away.
-    pub(crate) fn recycle(&self, slot: Slot, alias: String) -> Result<WarmSlot, Unclean> {
+    pub(crate) fn recycle(&self, slot: Slot, alias: String) -> Result<WarmSlot, Box<Unclean>> {
         let cleaned = self.clean(&slot, alias);
         let mut parts = slot.into_parts();
         let (spec, fragments_from) = match cleaned {
             Ok(cleaned) => cleaned,
-            Err(why) => return Err(Unclean { parts, why }),
+            Err(why) => return Err(Box::new(Unclean { parts, why })),
         };
         parts.judged = false;
         parts.flows = false;
         if let Some(policy) = parts.policy.take()
             && let Err(why) = at(Step::Policy, self.lock().release(&**self.kernel, policy))
         {
-            return Err(Unclean { parts, why });
+            return Err(Box::new(Unclean { parts, why }));
         }
         match parts.netns.take() {
             Some(netns) => Ok(WarmSlot { spec, netns, fragments_from }),
