@@ -95,8 +95,10 @@ fn row_15_a_guest_has_no_more_flows_than_its_limit() {
     // The neighbour's limit is its own, in another chain.
     open(&mut rig, 1, 40);
     rig.vms[1].refused(Kind::Tcp, SERVER, ECHO);
-    // One that ends makes room for one.
+    // One that ends makes room for one, once the kernel looks: `nf_conncount` counts a guest's flows
+    // anew no more than once a tick of its clock.
     flows[0].reset(&rig.vms[0].guest);
+    std::thread::sleep(QUIET);
     rig.vm().reaches(Kind::Tcp, SERVER, ECHO);
     let text = rig.world.host.check("nft", &["list", "set", "inet", "enisle_0badcafe", "flows"], "").unwrap();
     assert!(text.contains("169.254.100.2 ct count over 8"), "{text}");

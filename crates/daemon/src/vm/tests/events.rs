@@ -64,7 +64,7 @@ async fn ends_have_their_reasons() {
     assert!(told(&bench).last().unwrap().starts_with("failed: could not be removed entirely: "));
 
     let bench = bench_of(Guest::Fleeting);
-    bench.parts.fault("slot", Fault::Panic);
+    bench.parts.fault("vmm", Fault::Panic);
     bench.registry.start(&CreateVm::default()).unwrap();
     bench.bare().await;
     assert_eq!(told(&bench), ["created", "removed: lost"]);
