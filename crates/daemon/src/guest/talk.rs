@@ -5,20 +5,23 @@
 //!                        ▲ credit, windows ──┘
 //! ```
 //!
-//! Owns: credit in both directions. What nobody takes is not read, so a guest cannot fill the daemon.
-//! Refuses: what the bytes mean. A dropped future ends the operation in the guest.
+//! Owns: credit in both directions, held against what the guest claims. What nobody takes is not read,
+//! and what was taken is owed as a sum, so a guest cannot fill the daemon. Refuses: what the bytes mean.
+//! A dropped future ends the operation in the guest.
 
 use super::session::Session;
+use super::window::{Window, WindowError};
 use super::wire::WireError;
 use bytes::Bytes;
 use enisle_api::stream::{STDERR, STDIN, STDOUT};
 use enisle_guest_proto::{Control, Failure, Kind, MAX_PAYLOAD, WINDOW, encode, encode_control};
 use futures_util::{Stream, StreamExt};
 use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::Semaphore;
-use tokio::sync::mpsc::{Sender, UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::Sender;
+use tokio::sync::{Notify, Semaphore};
 
 /// A piece of output: the stream's number and bytes.
 pub(crate) type Piece = (u8, Vec<u8>);
@@ -46,6 +49,69 @@ pub(crate) enum TalkError {
     Output,
 }
 
+/// What the guest may send, and what of its output was taken without having been told yet.
+#[derive(Default)]
+struct Output {
+    streams: Mutex<[Taken; 2]>,
+    owed: Notify,
+}
+
+#[derive(Default)]
+struct Taken {
+    window: Window,
+    owed: u32,
+}
+
+impl Output {
+    /// Notes what the guest says about one of its streams.
+    fn note(
+        &self,
+        stream: u8,
+        act: impl FnOnce(&mut Taken) -> Result<(), WindowError>,
+    ) -> Result<(), WireError> {
+        let mut streams = self.lock();
+        let [stdout, stderr] = &mut *streams;
+        match stream {
+            STDOUT => Ok(act(stdout)?),
+            STDERR => Ok(act(stderr)?),
+            _ => Err(WireError::Protocol("an end of the daemon's stream")),
+        }
+    }
+
+    /// Notes that somebody took output, which is owed to the guest from then on.
+    fn taken(&self, stream: u8, bytes: u32) -> Result<(), WireError> {
+        self.note(stream, |taken| {
+            taken.owed = taken.owed.saturating_add(bytes);
+            Ok(())
+        })?;
+        self.owed.notify_one();
+        Ok(())
+    }
+
+    /// What is owed, once something is. Whoever asks tells the guest: it may be used from now on.
+    async fn repaid(&self) -> Result<Vec<Control>, WireError> {
+        loop {
+            let mut windows = Vec::new();
+            for (stream, taken) in [STDOUT, STDERR].into_iter().zip(&mut *self.lock()) {
+                let bytes = std::mem::take(&mut taken.owed);
+                if bytes > 0 {
+                    taken.window.returned(bytes)?;
+                    windows.push(Control::Window { stream, bytes });
+                }
+            }
+            if !windows.is_empty() {
+                return Ok(windows);
+            }
+            self.owed.notified().await;
+        }
+    }
+
+    /// A panic elsewhere leaves sums that are whole.
+    fn lock(&self) -> MutexGuard<'_, [Taken; 2]> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Runs a session to its end. Input that is still to come when the guest ends is not taken.
 pub(crate) async fn run<E: std::fmt::Display>(
     session: Session,
@@ -54,7 +120,7 @@ pub(crate) async fn run<E: std::fmt::Display>(
 ) -> Result<End, TalkError> {
     let Session { mut reader, writer, .. } = session;
     let credit = Semaphore::new(WINDOW as usize);
-    let (windows, to_send) = unbounded_channel();
+    let told = Output::default();
     let hear = async {
         loop {
             let frame = reader.next().await?;
@@ -67,7 +133,10 @@ pub(crate) async fn run<E: std::fmt::Display>(
                         return Ok(End::Exit { code, signal, timed_out });
                     }
                     Control::Failed(failure) => return Ok(End::Failed(failure)),
-                    Control::Eof { .. } => continue,
+                    Control::Eof { stream } => {
+                        told.note(stream, |taken| taken.window.end())?;
+                        continue;
+                    }
                     Control::Window { stream: STDIN, bytes } => {
                         returned(&credit, bytes)?;
                         continue;
@@ -75,26 +144,23 @@ pub(crate) async fn run<E: std::fmt::Display>(
                     _ => return Err(WireError::Protocol("a message of the daemon's").into()),
                 },
             };
-            let bytes = u32::try_from(frame.payload.len()).unwrap_or(u32::MAX);
-            if bytes == 0 {
-                return Err(WireError::Protocol("an empty message").into());
-            }
+            let bytes = frame.payload.len();
+            told.note(stream, |taken| taken.window.sent(bytes))?;
             output.send((stream, frame.payload)).await.map_err(|_| TalkError::Output)?;
-            // The other half lives as long as this one.
-            let _ = windows.send(Control::Window { stream, bytes });
+            told.taken(stream, u32::try_from(bytes).unwrap_or(u32::MAX))?;
         }
     };
     let input = std::pin::pin!(input);
     tokio::select! {
         end = hear => end,
-        broke = speak(writer, to_send, input, &credit) => Err(broke),
+        broke = speak(writer, &told, input, &credit) => Err(broke),
     }
 }
 
 fn returned(credit: &Semaphore, bytes: u32) -> Result<(), WireError> {
-    // More than one window cannot be outstanding, so more cannot come back.
-    if credit.available_permits().saturating_add(bytes as usize) > WINDOW as usize {
-        return Err(WireError::Protocol("credit for bytes that were not sent"));
+    // More than one window cannot be outstanding, so more cannot come back; nothing could for ever.
+    if bytes == 0 || credit.available_permits().saturating_add(bytes as usize) > WINDOW as usize {
+        return Err(WindowError::Unearned.into());
     }
     credit.add_permits(bytes as usize);
     Ok(())
@@ -104,7 +170,7 @@ fn returned(credit: &Semaphore, bytes: u32) -> Result<(), WireError> {
 /// something to say, so failing to write is no verdict.
 async fn speak<E: std::fmt::Display>(
     mut guest: OwnedWriteHalf,
-    mut windows: UnboundedReceiver<Control>,
+    told: &Output,
     mut input: Pin<&mut impl Stream<Item = Result<Bytes, E>>>,
     credit: &Semaphore,
 ) -> TalkError {
@@ -115,7 +181,10 @@ async fn speak<E: std::fmt::Display>(
         out.clear();
         let encoded = tokio::select! {
             biased;
-            Some(window) = windows.recv() => encode_control(&window, &mut out),
+            windows = told.repaid() => match windows {
+                Ok(windows) => windows.iter().try_for_each(|window| encode_control(window, &mut out)),
+                Err(error) => return error.into(),
+            },
             piece = next_piece(input.as_mut(), &mut rest, credit), if open => match piece {
                 Some(Ok(piece)) => {
                     encode(Kind::Stdin, &piece, &mut out);
@@ -158,3 +227,6 @@ async fn next_piece<E>(
     }
     Some(Ok(rest.split_to(most)))
 }
+
+#[cfg(test)]
+mod tests;

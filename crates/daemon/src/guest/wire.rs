@@ -26,6 +26,9 @@ pub(crate) enum WireError {
     /// What came is a frame that the guest may not send now.
     #[error("the guest broke the protocol: {0}")]
     Protocol(&'static str),
+    /// What came claims more than the guest was given.
+    #[error("the guest broke the protocol: {0}")]
+    Window(#[from] super::window::WindowError),
     /// It did nothing in time.
     #[error("the guest did not {0} in time")]
     TimedOut(&'static str),

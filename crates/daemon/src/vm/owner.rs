@@ -32,6 +32,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const BUTTON_AFTER: Duration = Duration::from_secs(5);
 /// A guest that says nothing for this long never will. Emulated guests on a busy machine are slow.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
+/// After this part of it others are let start: a few guests that say nothing must not stop all launches.
+const TURN_LIMIT: Duration = Duration::from_secs(60);
 /// Commands that may wait: each is served at once, whatever the state.
 const MAILBOX: usize = 16;
 
@@ -65,6 +67,7 @@ enum Heard {
     Forgotten(Result<(), Leftovers>),
     Ended(Exit),
     Deadline,
+    TurnOver,
     /// Its own time is over.
     Over(Removal),
 }
@@ -83,6 +86,8 @@ pub(crate) struct Owner {
     work: Work,
     /// When the boot, or the orderly stop, has taken too long.
     deadline: Option<Instant>,
+    /// When others have waited long enough for this one's boot.
+    turn_ends: Option<Instant>,
     waiting: Vec<Waiting>,
     clocks: Clocks,
     /// Why it is being removed: the first reason there was.
@@ -154,6 +159,7 @@ impl Owner {
             called_off,
             made: Made::default(),
             deadline: None,
+            turn_ends: None,
             waiting: Vec::new(),
             clocks,
             why: None,
@@ -187,6 +193,7 @@ impl Owner {
             heard = progress(&mut self.work) => heard,
             exit = end_of(self.made.machine.as_ref()) => Heard::Ended(exit),
             () = at(self.deadline) => Heard::Deadline,
+            () = at(self.turn_ends) => Heard::TurnOver,
             why = self.clocks.over() => Heard::Over(why),
             Some(news) = self.news.recv() => Heard::News(news),
         }
@@ -211,6 +218,11 @@ impl Owner {
             Heard::Created((made, outcome)) => Some(self.take_creation(made, outcome)),
             Heard::Adopted((made, outcome)) => Some(self.take_adoption(made, outcome)),
             Heard::Asked => None,
+            Heard::TurnOver => {
+                tracing::info!(vm = self.plan.name(), "still boots: the next in the queue starts");
+                self.settle_turn();
+                None
+            }
             Heard::Cleared(outcome) => Some(self.take_removal(outcome, Event::Cleared)),
             Heard::Forgotten(outcome) => Some(self.take_removal(outcome, Event::Forgotten)),
             Heard::Ended(exit) => {
@@ -270,6 +282,7 @@ impl Owner {
         match outcome {
             Ok(()) => {
                 self.deadline = Some(Instant::now() + BOOT_LIMIT);
+                self.turn_ends = Some(Instant::now() + TURN_LIMIT);
                 Event::Launched
             }
             Err(error) => {
@@ -323,14 +336,20 @@ impl Owner {
         Some(Event::Broke)
     }
 
+    /// The next in the queue may start.
+    fn settle_turn(&mut self) {
+        self.turn_ends = None;
+        if let Some(turn) = &mut self.made.turn {
+            turn.settle();
+        }
+    }
+
     fn take_ready(&mut self) -> Option<Event> {
         if self.state() != State::Booting {
             return None;
         }
         self.deadline = None;
-        if let Some(turn) = &mut self.made.turn {
-            turn.settle();
-        }
+        self.settle_turn();
         let ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.status.send_modify(|status| status.ready_after_ms = Some(ms));
         self.remember(self.workshop.store.set_running(self.plan.name(), ms));

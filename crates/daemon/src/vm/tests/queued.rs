@@ -52,3 +52,19 @@ async fn one_that_fails_or_is_never_ready_gives_its_turn_back() {
         bench.bare().await;
     }
 }
+
+#[tokio::test]
+async fn a_guest_that_says_nothing_stops_the_queue_for_a_minute_at_most() {
+    let bench = bench_with(Guest::Mute, FaultPlan::default(), 1);
+    let first = bench.registry.start(&CreateVm::default()).unwrap();
+    let second = bench.registry.start(&CreateVm::default()).unwrap();
+    reaches(&first, State::Booting).await;
+    assert!(second.show().reason.is_some());
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(61)).await;
+    tokio::time::resume();
+    reaches(&second, State::Booting).await;
+    assert_eq!(first.state(), State::Booting, "it goes on");
+    bench.registry.stop_all(&CancellationToken::new()).await;
+    bench.bare().await;
+}
