@@ -69,14 +69,7 @@ impl Isolated {
 
     /// Its guest sends a datagram to a server of the Internet, which arrives; then it is gone.
     pub(crate) fn converse(&self, slot: &Slot) -> Result<()> {
-        let block = slot.block();
-        let ident = Ident {
-            mac: block.guest_mac().octets(),
-            ip: block.guest(),
-            gateway_mac: block.host_mac().octets(),
-            gateway: block.gateway(),
-        };
-        let guest = TapGuest::new(slot.open_tap()?, ident)?;
+        let guest = TapGuest::new(slot.open_tap()?, ident(slot.block()))?;
         let server = self.world.internet.run(|| UdpSocket::bind((SERVER, 0)))?;
         server.set_read_timeout(Some(PATIENCE))?;
         guest.send(&frame::udp(guest.to(SERVER), 41_000, server.local_addr()?.port(), b"a question"))?;
@@ -114,6 +107,16 @@ impl Isolated {
             gone?;
         }
         Ok(())
+    }
+}
+
+/// Who a block's guest is, to one that is made of frames.
+pub(crate) fn ident(block: Block) -> Ident {
+    Ident {
+        mac: block.guest_mac().octets(),
+        ip: block.guest(),
+        gateway_mac: block.host_mac().octets(),
+        gateway: block.gateway(),
     }
 }
 

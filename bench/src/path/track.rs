@@ -13,7 +13,7 @@ use enisle_testkit::World;
 use enisle_testkit::queue::persistent_tap;
 use enisle_testkit::tap::Ident;
 
-use crate::isolated::{Isolated, unlimited};
+use crate::isolated::{Isolated, ident, unlimited};
 
 const GUEST_MAC: [u8; 6] = [0x02, 0xbe, 0, 0, 0, 2];
 const BRIDGE_MAC: [u8; 6] = [0x02, 0xbe, 0, 0, 0, 1];
@@ -67,12 +67,7 @@ impl Track {
     pub(super) fn isolated(ours: &Isolated, i: usize, policy: &CompiledPolicy) -> Result<Track> {
         let slot = ours.create_with(i, policy, unlimited())?;
         let block = slot.block();
-        let ident = Ident {
-            mac: block.guest_mac().octets(),
-            ip: block.guest(),
-            gateway_mac: block.host_mac().octets(),
-            gateway: block.gateway(),
-        };
+        let ident = ident(block);
         let tap = File::from(slot.open_tap()?);
         nonblocking(&tap)?;
         Ok(Track { tap, ident, prefix: block.net().prefix_len(), slot: Some(slot) })

@@ -48,7 +48,7 @@ pub enum FileKind {
 /// What is in a directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileList {
-    /// At most 10,000, by name.
+    /// At most 10,000, and as many as 8 MiB of names holds, by name.
     pub entries: Vec<FileInfo>,
     /// True when there are more.
     pub truncated: bool,

@@ -25,6 +25,9 @@ use tokio::time::timeout;
 
 /// Longest line about one file: two paths of 4 KiB, of which JSON may make six times as much.
 const MAX_LINE: usize = 64 * 1024;
+/// Most bytes of descriptions that are kept of one directory: ten thousand names of usual length take a
+/// quarter of it. A guest says what it likes, and many may be asked at once.
+const MAX_KEPT: usize = 8 * 1024 * 1024;
 /// A guest's disk may be slow, and a tree large.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -131,6 +134,7 @@ struct Lines {
     most: usize,
     files: Vec<FileInfo>,
     truncated: bool,
+    kept: usize,
     rest: Vec<u8>,
 }
 
@@ -145,13 +149,14 @@ impl Lines {
             }
             if self.rest.last() == Some(&b'\n') {
                 let line = std::mem::take(&mut self.rest);
-                if self.files.len() == self.most {
+                if self.truncated || self.files.len() == self.most || self.kept + line.len() > MAX_KEPT {
                     // Read on, so that the guest comes to its end.
                     self.truncated = true;
                     continue;
                 }
                 let info: proto::FileInfo =
                     serde_json::from_slice(&line).map_err(|e| broke(&printable(&e.to_string())))?;
+                self.kept += line.len();
                 self.files.push(shown(info));
             }
         }
@@ -175,5 +180,45 @@ fn shown(info: proto::FileInfo) -> FileInfo {
         gid: info.gid,
         modified_ms: info.modified_ms,
         target: info.target,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(name: &str) -> Vec<u8> {
+        let info = proto::FileInfo {
+            name: name.to_owned(),
+            lossy: false,
+            kind: proto::FileKind::File,
+            size: 0,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            modified_ms: 0,
+            target: None,
+        };
+        let mut line = serde_json::to_vec(&info).unwrap();
+        line.push(b'\n');
+        line
+    }
+
+    #[test]
+    fn long_names_are_kept_up_to_a_bound_and_the_cut_is_told() {
+        let mut lines = Lines { most: MAX_ENTRIES, ..Lines::default() };
+        let long = line(&"x".repeat(MAX_LINE / 2));
+        for _ in 0..MAX_ENTRIES {
+            lines.take(&long).unwrap();
+        }
+        assert_eq!(lines.files.len(), MAX_KEPT / long.len());
+        assert!(lines.truncated);
+        lines.take(&line("short")).unwrap();
+        assert_eq!(lines.files.len(), MAX_KEPT / long.len(), "nothing after a gap");
+        let mut usual = Lines { most: MAX_ENTRIES, ..Lines::default() };
+        for i in 0..MAX_ENTRIES {
+            usual.take(&line(&format!("a file of a usual name {i}"))).unwrap();
+        }
+        assert!(usual.files.len() == MAX_ENTRIES && !usual.truncated);
     }
 }

@@ -34,7 +34,7 @@ use crate::plan::Range;
 /// How long namespaces may take to go. Measured 4 ms, 60 ms when many go at once.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Guests whose flows are deleted one after the other, each in a walk that passes over empty buckets
-/// (0.2 ms for 262,144). For more, one walk with a lock a bucket is faster (6 ms).
+/// (0.3 ms for 262,144). For more, one walk with a lock a bucket is faster (6 ms).
 const FILTERED: usize = 16;
 
 /// Held for the daemon's whole life.

@@ -132,8 +132,9 @@ pub(crate) trait Kernel: lookup::Lookup + Send + Sync {
     fn create_tap(&self, netns: &Netns, tap: &TapSpec) -> Answer<()>;
     /// A queue of an existing tap, with `IFF_VNET_HDR`.
     fn open_tap(&self, netns: &Netns, name: &'static str) -> Answer<OwnedFd>;
-    /// Looks into a namespace whose tenant is gone, and puts its tap back to what [`Kernel::create_tap`]
-    /// made it. Refused (`EBUSY`) while a socket, a queue of the tap or half a datagram is in there.
+    /// Looks into a namespace whose tenant is gone and whose flows are forgotten, and puts its tap back to
+    /// what [`Kernel::create_tap`] made it. Refused (`EBUSY`) while a socket, a queue of the tap or half a
+    /// datagram is in there, or packets are on their way into it.
     fn retake(&self, netns: &Netns, tap: &TapSpec) -> Answer<Interior>;
     fn create_veth(&self, netns: &Netns, veth: &Veth) -> Answer<()>;
     fn change(&self, place: Place<'_>, change: &Change) -> Answer<()>;

@@ -38,6 +38,7 @@ const IFF_UP: u32 = 1;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
@@ -105,6 +106,10 @@ pub(crate) enum Change {
     Settings(u32, LinkSettings),
     Up(u32),
     Down(u32),
+    /// How many packets may wait to leave (`txqueuelen`). A change takes away those that wait, and
+    /// returns after every CPU has left the packet it was at (`dev_deactivate_many`, an expedited RCU
+    /// wait of some 50 µs).
+    QueueLength(u32, u32),
     /// The interface must be down.
     Name(u32, String),
     Address(u32, Ipv4Net),
@@ -129,6 +134,7 @@ impl Change {
             Change::Settings(..) => "RTM_SETLINK",
             Change::Up(_) => "RTM_SETLINK up",
             Change::Down(_) => "RTM_SETLINK down",
+            Change::QueueLength(..) => "RTM_SETLINK txqueuelen",
             Change::Name(..) => "RTM_SETLINK name",
             Change::RemoveAddress(..) => "RTM_DELADDR",
             Change::RestoreRoute(..) => "RTM_NEWROUTE replace",
@@ -149,6 +155,11 @@ impl Change {
             Change::Settings(index, settings) => settings_message(*index, settings),
             Change::Up(index) => Message::new(SETLINK, 0).put(&ifinfo(*index, IFF_UP)),
             Change::Down(index) => Message::new(SETLINK, 0).put(&ifinfo_of(*index, 0, IFF_UP)),
+            Change::QueueLength(index, packets) => {
+                let mut m = Message::new(SETLINK, 0).put(&ifinfo(*index, 0));
+                m.attr_u32(IFLA_TXQLEN, *packets);
+                m
+            }
             Change::Name(index, name) => {
                 let mut m = Message::new(SETLINK, 0).put(&ifinfo(*index, 0));
                 m.attr_str(IFLA_IFNAME, name);
@@ -425,6 +436,15 @@ pub(crate) fn parse_link(m: &Received<'_>) -> Option<Link> {
         no_ipv6_address: mode.is_none_or(|mode| mode == [IN6_ADDR_GEN_MODE_NONE]),
         up: u32_at(m.body, 8)? & IFF_UP != 0,
     })
+}
+
+/// How many packets may wait to leave an interface, with its index.
+pub(crate) fn parse_queue_length(m: &Received<'_>) -> Option<(u32, u32)> {
+    if m.kind != NEWLINK {
+        return None;
+    }
+    let length = attribute(m.body.get(16..)?, IFLA_TXQLEN).and_then(|length| u32_at(length, 0))?;
+    Some((u32_at(m.body, 4)?, length))
 }
 
 pub(crate) fn parse_address(m: &Received<'_>) -> Option<Address> {

@@ -5,9 +5,10 @@
 //!
 //! Its VMM ran in the namespace without a capability: it could open sockets there, and do to the tap
 //! whatever a descriptor of it allows. Everything else in there is root's. So it is proven that no
-//! socket and no fragment is left, and that the interfaces are those that were made; the tap is put
-//! back to what it was ([`Kernel::retake`](crate::kernel::Kernel::retake)), and the host's rows are made
-//! anew, with what they have counted.
+//! socket and no fragment is left, that no packet of the last tenant's flows is still on its way in
+//! there, and that the interfaces are those that were made; the tap is put back to what it was
+//! ([`Kernel::retake`](crate::kernel::Kernel::retake)), and the host's rows are made anew, with what
+//! they have counted.
 
 use std::io;
 
@@ -57,9 +58,10 @@ impl Builder<'_> {
         if spec.limits.mbit_up.is_some() || spec.limits.mbit_down.is_some() {
             return Err(unfit("packets may wait in the queue of its rate"));
         }
+        // Before it is waited for what is on its way: an answer that finds no flow goes no further.
+        at(Step::Flows, kernel.forget_flows(&[block.guest()]).and_then(|()| self.forget_count(block)))?;
         let found = at(Step::Tap, kernel.retake(&slot.netns, &tap(&spec)))?;
         as_made(&spec, &found)?;
-        at(Step::Flows, kernel.forget_flows(&[block.guest()]).and_then(|()| self.forget_count(block)))?;
         let Batch(mut anew) = host_table::expel(self.table, &[block]);
         anew.extend(host_table::admit(self.table, block, &spec.limits).0);
         at(Step::Admit, kernel.apply(Place::Host, &Batch(anew)))?;

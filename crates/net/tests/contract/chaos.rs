@@ -1,6 +1,6 @@
 //! Random operations on slots, with the promise checked after each one.
 //!
-//! An operation makes or removes a slot, switches its policy, loses its VMM, flushes the host's
+//! An operation makes, removes or recycles a slot, switches its policy, loses its VMM, flushes the host's
 //! firewall, or loses the daemon with everything it held. Whatever happened before, a guest reaches
 //! what its policy of this instant allows and nothing else, and the host holds what belongs to the
 //! live slots and nothing else.
@@ -10,6 +10,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use enisle_net::plan::Range;
@@ -20,7 +21,7 @@ use enisle_testkit::probe::Kind;
 use enisle_testkit::tap::TapGuest;
 use enisle_testkit::world::{CANARY, ECHO, LAN, METADATA, OTHER_SERVER, SERVER, UPLINK};
 
-use crate::rig::{Vm, create, lists, open};
+use crate::rig::{Vm, claimed, create, lists, open};
 
 const SCOPE: &str = "0c4a0500";
 const RANGE: &str = "169.254.100.0/26";
@@ -89,6 +90,8 @@ enum Operation {
     Set(usize, Rules),
     /// The VMM dies: its tap is closed, then the daemon removes the slot.
     LoseVmm(usize),
+    /// The VMM dies, and its slot is the next VM's, or goes where it is not clean.
+    Recycle(usize, Rules),
     /// The slot goes while its VMM still has the tap.
     DeleteUnderVmm(usize),
     /// Somebody flushes the firewall, and the daemon hears of it.
@@ -110,6 +113,8 @@ struct Run {
     tenants: Vec<Tenant>,
     chance: Chance,
     history: Vec<String>,
+    /// Slots that became another VM's: some in every run, or they are not tried.
+    recycled: usize,
     seed: u64,
 }
 
@@ -124,7 +129,15 @@ impl Run {
     fn new(seed: u64) -> Run {
         let world = World::new().unwrap();
         let engine = Some(open(&world, SCOPE, RANGE));
-        Run { world, engine, tenants: Vec::new(), chance: Chance(seed), history: Vec::new(), seed }
+        Run {
+            world,
+            engine,
+            tenants: Vec::new(),
+            chance: Chance(seed),
+            history: Vec::new(),
+            recycled: 0,
+            seed,
+        }
     }
 
     fn engine(&self) -> &Engine {
@@ -139,8 +152,9 @@ impl Run {
         }
         let which = self.chance.below(live);
         match self.chance.below(20) {
-            0..=7 => Operation::Set(which, rules),
-            8..=11 => Operation::Delete(which),
+            0..=5 => Operation::Set(which, rules),
+            6..=8 => Operation::Recycle(which, rules),
+            9..=11 => Operation::Delete(which),
             12..=14 => Operation::LoseVmm(which),
             15..=16 => Operation::DeleteUnderVmm(which),
             17..=18 => Operation::Flush,
@@ -161,6 +175,7 @@ impl Run {
                 drop(guest);
                 self.remove(slot);
             }
+            Operation::Recycle(which, rules) => self.recycle(which, rules),
             Operation::DeleteUnderVmm(which) => {
                 let Vm { slot, guest } = self.tenants.remove(which).vm;
                 self.remove(slot);
@@ -182,6 +197,25 @@ impl Run {
         let block = range.blocks().find(|b| !taken(*b)).unwrap();
         let vm = create(&self.world, self.engine(), block, &rules.spec());
         self.tenants.push(Tenant { vm, rules });
+    }
+
+    fn recycle(&mut self, which: usize, rules: Rules) {
+        let Vm { slot, guest } = self.tenants.remove(which).vm;
+        drop(guest);
+        let (tell, told) = mpsc::channel();
+        // Slots that were made just now have sockets that the kernel has not let go: those go.
+        match self.engine().recycle(slot, move |gone| tell.send(gone).unwrap()) {
+            Ok(warm) => {
+                self.recycled += 1;
+                let vm = claimed(self.engine(), warm, &rules.spec());
+                self.tenants.push(Tenant { vm, rules });
+            }
+            Err(_) => {
+                while told.try_recv().map(Result::unwrap).is_err() {
+                    assert!(self.engine().see_off(), "{self}");
+                }
+            }
+        }
     }
 
     fn remove(&mut self, slot: Slot) {
@@ -267,6 +301,7 @@ impl Run {
             self.remove(tenant.vm.slot);
         }
         self.check_host();
+        assert!(self.recycled > 0, "{self}");
         self.engine().close().unwrap();
         let left = self.world.host.check("nft", &["list", "ruleset"], "").unwrap();
         assert!(left.is_empty(), "{left}\n{self}");
