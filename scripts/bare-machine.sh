@@ -5,7 +5,9 @@ BUILD_PACKAGES=(ca-certificates clang cpio gcc libc6-dev make pkg-config)
 RUN_PACKAGES=(debian-archive-keyring dpkg-dev e2fsprogs kmod mmdebstrap qemu-system-x86 qemu-utils xz-utils zstd)
 TEST_PACKAGES=(bc bpftool iproute2 iptables iputils-ping nftables openssh-client procps sqlite3 systemd tcpdump ufw util-linux
     # What firewalld and NetworkManager need; not they, whose installation starts them: see need_unpacked.
-    dbus-daemon gir1.2-glib-2.0 python3-dbus python3-gi python3-nftables)
+    dbus-daemon gir1.2-glib-2.0 python3-dbus python3-gi python3-nftables
+    # The client that is written from the documents alone: tests-vm/conformance.
+    python3-websocket)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 die() {

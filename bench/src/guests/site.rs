@@ -57,6 +57,11 @@ impl Site {
         Ok(site)
     }
 
+    /// Where the API is.
+    pub(super) fn api(&self) -> String {
+        format!("unix:{DIR}/api.sock")
+    }
+
     /// `enisle ARGS`, speaking to this daemon, silent.
     pub(super) fn cli(&self, args: &[&str]) -> Command {
         // It was there when the daemon was started.

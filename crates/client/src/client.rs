@@ -26,8 +26,8 @@ const CREATE_DEFAULT: Duration = Duration::from_secs(120);
 /// What the daemon gets on top of its own bound to undo a creation and to answer.
 const CREATE_MARGIN: Duration = Duration::from_secs(60);
 
-/// What the daemon gets on top of a process's time: a VM that boots is waited for.
-const RUN_MARGIN: Duration = Duration::from_secs(120);
+/// What the daemon gets on top of a process's time: for a VM that boots, for its turn, for a guest that is slow.
+const RUN_MARGIN: Duration = Duration::from_secs(330);
 /// What the daemon gets on top of a creation to ask every row, to remove the VM and to answer.
 const VERIFY_LIMIT: Duration = Duration::from_secs(420);
 
@@ -167,7 +167,7 @@ impl Client {
     }
 
     /// Runs a process to its end in a VM and returns what it wrote, at most 1 MiB of each stream. At most the
-    /// request's time-out and two minutes. Dropping the future kills the process.
+    /// request's time-out and five and a half minutes. Dropping the future kills the process.
     ///
     /// # Errors
     /// `not_found` when there is no such VM or program; else see [`Error`].

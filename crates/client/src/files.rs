@@ -8,11 +8,11 @@ use enisle_api::{FileInfo, FileList, routes};
 use http::Method;
 use std::time::Duration;
 
-/// The daemon's own bound, a VM that boots, and the answer.
-const LIMIT: Duration = Duration::from_secs(420);
+/// The daemon's own bound, a VM that boots, its turn, and the answer.
+const LIMIT: Duration = Duration::from_secs(600);
 
 impl Client {
-    /// Describes what is at `path` in a VM; a symbolic link itself. At most seven minutes, as all of these.
+    /// Describes what is at `path` in a VM; a symbolic link itself. At most ten minutes, as all of these.
     ///
     /// # Errors
     /// `not_found` when there is no such VM or file; else see [`Error`].

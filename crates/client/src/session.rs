@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_util::task::AbortOnDropHandle;
 
 /// How long the guest may take to start a process, find a file or connect.
-const OPEN_LIMIT: Duration = Duration::from_secs(90);
+const OPEN_LIMIT: Duration = Duration::from_secs(300);
 /// Largest first message in bytes; the daemon hangs up on a larger one without an answer.
 const MAX_OPEN: usize = 64 * 1024;
 /// Bytes that a writer may be ahead of the socket.

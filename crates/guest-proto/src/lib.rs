@@ -39,8 +39,10 @@ pub use probe::*;
 pub const VERSION: u16 = 1;
 /// The host's context id as a guest sees it (`VMADDR_CID_HOST`, vsock(7)).
 pub const HOST_CID: u32 = 2;
-/// vsock port on the host the agent's boot connection goes to.
-pub const BOOT_PORT: u32 = 1024;
+/// vsock port on the host the agent's boot connection goes to. Far from those that a vsock device gives the host's end
+/// of each session, counting from 0: `vhost-device-vsock` 0.3 opens no session any more once its count comes to a port
+/// that the guest has connected to (`allocate_local_port`).
+pub const BOOT_PORT: u32 = 0xf000_0400;
 /// vsock port on which the agent listens for sessions.
 pub const AGENT_PORT: u32 = 1024;
 /// Initial credit of each data stream of a session, in bytes.

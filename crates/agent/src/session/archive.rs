@@ -185,7 +185,8 @@ impl Read for Whole {
 fn describe(error: &ArchiveError) -> Failure {
     let code = match error {
         ArchiveError::NoSpace { .. } => FailureCode::NoSpace,
-        ArchiveError::Truncated | ArchiveError::Input(_) | ArchiveError::Output(_) => FailureCode::Failed,
+        // The input breaks off as `Input`; what was sent whole and ends too early is what the caller has.
+        ArchiveError::Input(_) | ArchiveError::Output(_) => FailureCode::Failed,
         ArchiveError::File { source, .. } => class(source),
         _ => FailureCode::Invalid,
     };

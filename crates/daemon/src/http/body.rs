@@ -1,7 +1,8 @@
 //! What comes in with a request, refused with a problem document instead of the framework's text.
 
+use super::MAX_BODY;
 use super::problem::ApiError;
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
@@ -17,6 +18,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        // Before it is read: who asked whether to send it is told not to.
+        if HttpBody::size_hint(request.body()).lower() > MAX_BODY as u64 {
+            let said = format!("the body is longer than {MAX_BODY} bytes");
+            return Err(Problem::new(Code::TooLarge, said).into());
+        }
         let bytes = Bytes::from_request(request, state).await.map_err(|e| {
             let said = format!("the body: {}", e.body_text());
             let too_large = e.into_response().status() == StatusCode::PAYLOAD_TOO_LARGE;

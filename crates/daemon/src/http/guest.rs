@@ -53,8 +53,12 @@ pub(super) async fn begin(app: &App, name: &str, request: Request) -> Result<Ope
     let place = vm.stream_place()?;
     vm.ready(READY_PATIENCE).await?;
     let machine = vm.machine_now().ok_or_else(|| VmError::Stopping { name: name.to_owned() })?;
+    let opened = async {
+        let _turn = vm.turn(&request).await?;
+        session::open(&*machine, request).await.map_err(|e| ApiError::from(open_problem(&e)))
+    };
     let session = tokio::select! {
-        session = session::open(&*machine, request) => session.map_err(|e| open_problem(&e))?,
+        session = opened => session?,
         ended = vm.guest_ended() => return Err(ended.into()),
     };
     Ok(Operation { vm, session, place })

@@ -9,6 +9,7 @@ mod events;
 mod files;
 mod guest;
 mod identity;
+mod leftover;
 mod logs;
 mod policy;
 mod problem;
@@ -53,7 +54,11 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 
 /// What holds for every request, the outermost last.
 fn guarded(router: Router) -> Router {
-    router.layer(DefaultBodyLimit::max(MAX_BODY)).layer(from_fn(survive)).layer(from_fn(identity::identify))
+    router
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(from_fn(survive))
+        .layer(from_fn(leftover::take))
+        .layer(from_fn(identity::identify))
 }
 
 /// Every route there is; `enisle_api::openapi` describes the same ones.

@@ -86,6 +86,7 @@ pub(crate) fn problem(error: &VmError) -> Problem {
             new(Code::Internal).hint(format!("`enisle vm delete {name}` tries again"))
         }
         VmError::TooManyStreams { .. } => new(Code::Exhausted).hint("end one of them"),
+        VmError::Busy { .. } => new(Code::Timeout).hint("ask for less at a time, or give the VM more CPUs"),
         VmError::Log { .. } | VmError::Verify { .. } | VmError::NoRandomness => new(Code::Internal),
     }
 }

@@ -88,7 +88,9 @@ async fn connect(open: Open, vm: &Handle) -> Result<session::Session, Box<FromDa
     vm.ready(READY_PATIENCE).await.map_err(|error| failed(&error))?;
     let stopping = || failed(&VmError::Stopping { name: vm.name().to_owned() });
     let machine = vm.machine_now().ok_or_else(stopping)?;
-    session::open(&*machine, session::request(open)).await.map_err(|error| Box::new(open_failed(&error)))
+    let request = session::request(open);
+    let _turn = vm.turn(&request).await.map_err(|error| failed(&error))?;
+    session::open(&*machine, request).await.map_err(|error| Box::new(open_failed(&error)))
 }
 
 /// Resolves when the client goes away, or says something it may not say before it had an answer.

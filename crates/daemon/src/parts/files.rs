@@ -70,7 +70,7 @@ mod tests {
     async fn a_stale_socket_does_not_block_and_removal_is_idempotent() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run/a9fe6402");
-        let socket = run.join("vsock.sock_1024");
+        let socket = run.join("vsock.sock_1");
         let own = std::fs::metadata(dir.path()).unwrap().gid();
         drop(make_run_dir(&run, &socket, own).unwrap());
         assert!(socket.exists(), "a dropped listener leaves its file, as a crash does");

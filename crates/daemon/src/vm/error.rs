@@ -131,6 +131,12 @@ pub(crate) enum VmError {
         /// The VM.
         name: String,
     },
+    /// Others are before this one, and none of them comes to an end.
+    #[error("VM {name} has not come to this within {} s: it is still busy starting what was asked before", super::lifetime::TURN_PATIENCE.as_secs())]
+    Busy {
+        /// The VM.
+        name: String,
+    },
     /// Its network cannot be looked at.
     #[error("cannot look at the network of VM {name}")]
     Verify {

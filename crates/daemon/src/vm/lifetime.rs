@@ -1,6 +1,7 @@
 //! When a VM goes by itself, and the streams that keep it.
 //!
-//! Owns: the two clocks (time to live, idleness) and the count of streams that stop the second one.
+//! Owns: the two clocks (time to live, idleness), the count of streams that stop the second one, and the order in
+//! which they start.
 //! Refuses: removing anything, which is the owner task's. Nothing is polled: each wait ends with a
 //! stream's beginning or end, or at the one deadline that holds.
 
@@ -10,10 +11,15 @@ use enisle_api::Removal;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 /// Streams of one VM at a time.
 pub(crate) const MAX_STREAMS: usize = 256;
+/// Of these, those that the guest is starting at a time; the others wait for their turn. A guest that was asked for
+/// hundreds of processes at once would share its time among all of them, and the first would be as late as the last.
+const MAX_STARTING: usize = 8;
+/// A turn comes within this time: a slow guest starts every stream it may have in it.
+pub(crate) const TURN_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How a VM is used at the moment.
 #[derive(Debug, Clone, Copy)]
@@ -27,13 +33,25 @@ struct Use {
 #[derive(Clone)]
 pub(crate) struct Streams {
     places: Arc<Semaphore>,
+    /// First come, first served.
+    turns: Arc<Semaphore>,
     used: watch::Sender<Use>,
 }
 
 impl Streams {
     pub(crate) fn new() -> Self {
         let used = watch::Sender::new(Use { open: 0, last: Instant::now() });
-        Self { places: Arc::new(Semaphore::new(MAX_STREAMS)), used }
+        let turns = Arc::new(Semaphore::new(MAX_STARTING));
+        Self { places: Arc::new(Semaphore::new(MAX_STREAMS)), turns, used }
+    }
+
+    /// A turn to have the guest of the VM `name` start something, held until it has. Cancel-safe.
+    pub(crate) async fn turn(&self, name: &str) -> Result<OwnedSemaphorePermit, VmError> {
+        match timeout(TURN_PATIENCE, Arc::clone(&self.turns).acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            // The semaphore is never closed.
+            Ok(Err(_)) | Err(_) => Err(VmError::Busy { name: name.to_owned() }),
+        }
     }
 
     #[cfg(test)]

@@ -30,13 +30,14 @@ pub(crate) use error::VmError;
 
 use crate::parts::Machine;
 use enisle_api::{Removal, Vm};
+use enisle_guest_proto::Request;
 use lifetime::{StreamPlace, Streams};
 use plan::VmPlan;
 use queue::Ticket;
 use std::sync::Arc;
 use std::time::Duration;
 use table::State;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 /// What may be asked of an owner task.
@@ -177,6 +178,15 @@ impl Handle {
     /// A place among the VM's streams, for as long as the value lives.
     pub(crate) fn stream_place(&self) -> Result<StreamPlace, VmError> {
         self.streams.place(self.name())
+    }
+
+    /// A turn to have the guest do what `request` asks, held until it has begun. What may wait for somebody else's
+    /// host, a connection, needs none and keeps nobody waiting. Bounded; cancel-safe.
+    pub(crate) async fn turn(&self, request: &Request) -> Result<Option<OwnedSemaphorePermit>, VmError> {
+        match request {
+            Request::Connect(_) => Ok(None),
+            _ => self.streams.turn(self.name()).await.map(Some),
+        }
     }
 
     /// How many streams are open.
