@@ -104,6 +104,22 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    /// The group it is about, where it is about one.
+    #[must_use]
+    pub fn group(&self) -> Option<&str> {
+        match self {
+            Self::VmCreated { group, .. }
+            | Self::VmReady { group, .. }
+            | Self::VmAdopted { group, .. }
+            | Self::VmStopped { group, .. }
+            | Self::VmCrashed { group, .. }
+            | Self::VmFailed { group, .. }
+            | Self::VmRemoved { group, .. }
+            | Self::PolicyChanged { group, .. } => Some(group),
+            Self::Dropped { .. } => None,
+        }
+    }
+
     /// The VM it is about, where there is one.
     #[must_use]
     pub fn vm(&self) -> Option<&str> {

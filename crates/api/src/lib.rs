@@ -15,6 +15,7 @@ pub mod policy;
 pub mod problem;
 pub mod routes;
 pub mod stream;
+pub mod token;
 pub mod verify;
 pub mod vm;
 
@@ -23,5 +24,6 @@ pub use exec::*;
 pub use files::*;
 pub use policy::*;
 pub use problem::{Code, Problem};
+pub use token::{Access, CreateToken, CreatedToken, Scope, TOKEN_PREFIX, Token};
 pub use verify::{Verified, Verify, VerifyRow};
 pub use vm::*;

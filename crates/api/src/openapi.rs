@@ -7,8 +7,8 @@ mod document;
 
 use crate::stream::{FromDaemon, Open, ToDaemon};
 use crate::{
-    Code, CreateVm, Event, FileInfo, FileList, Group, Health, Policy, PolicyChange, PolicyLists, RunExec,
-    RunOutcome, Verified, Verify, Version, Vm, Why, routes,
+    Code, CreateToken, CreateVm, CreatedToken, Event, FileInfo, FileList, Group, Health, Policy,
+    PolicyChange, PolicyLists, RunExec, RunOutcome, Token, Verified, Verify, Version, Vm, Why, routes,
 };
 use document::{Document, Param};
 use serde_json::{Value, json};
@@ -23,6 +23,7 @@ const IF_MATCH: Param =
 pub fn document() -> Value {
     let mut document = Document::new();
     daemon(&mut document);
+    tokens(&mut document);
     vms(&mut document);
     policies(&mut document);
     streams(&mut document);
@@ -31,7 +32,11 @@ pub fn document() -> Value {
 }
 
 fn daemon(document: &mut Document) {
-    document.get(routes::HEALTH, "health", "Whether the daemon answers.").json::<Health>(200).end(&[]);
+    document
+        .get(routes::HEALTH, "health", "Whether the daemon answers.")
+        .public()
+        .json::<Health>(200)
+        .end(&[]);
     document.get(routes::VERSION, "version", "What runs here.").json::<Version>(200).end(&[]);
     document
         .get(routes::GROUPS, "listGroups", "The host groups as configured.")
@@ -65,13 +70,38 @@ fn daemon(document: &mut Document) {
         ]);
     document
         .get(routes::OPENAPI, "openapi", "This document.")
+        .public()
         .bytes("application/json", "An OpenAPI 3.1 document.")
         .end(&[]);
-    document.get(routes::DOCS, "docs", "This document for people.").bytes("text/html", "A page.").end(&[]);
+    document
+        .get(routes::DOCS, "docs", "This document for people.")
+        .public()
+        .bytes("text/html", "A page.")
+        .end(&[]);
     document
         .get(routes::DOCS_FILE, "docsFile", "What the page needs.")
+        .public()
         .bytes("*/*", "A script or a style sheet.")
         .end(&[Code::NotFound]);
+}
+
+fn tokens(document: &mut Document) {
+    document
+        .get(routes::TOKENS, "listTokens", "The tokens there are, without their secrets.")
+        .admin()
+        .json::<Vec<Token>>(200)
+        .end(&[]);
+    document
+        .post(routes::TOKENS, "createToken", "Make a token. The answer is the only place where it is told.")
+        .admin()
+        .body::<CreateToken>()
+        .json::<CreatedToken>(201)
+        .end(&[Code::InvalidRequest, Code::TooLarge, Code::Exhausted]);
+    document
+        .delete(routes::TOKEN, "revokeToken", "End a token now, with the streams that were opened with it.")
+        .admin()
+        .nothing()
+        .end(&[Code::InvalidRequest, Code::NotFound]);
 }
 
 fn vms(document: &mut Document) {
@@ -140,6 +170,7 @@ fn policies(document: &mut Document) {
         .end(&read);
     document
         .put(routes::GROUP_POLICY, "setGroupPolicy", "Replace a group's lists for all its VMs.")
+        .admin()
         .param(DRY_RUN)
         .param(IF_MATCH)
         .body::<PolicyLists>()
@@ -156,6 +187,7 @@ fn streams(document: &mut Document) {
     });
     document
         .get(routes::VM_STREAM, "openStream", "Exec, shell, copy or forward over a WebSocket (RFC 6455).")
+        .write()
         .upgrade(messages)
         .end(&[Code::InvalidRequest, Code::NotFound, Code::WrongState, Code::Exhausted]);
 }
@@ -181,6 +213,7 @@ fn guests(document: &mut Document) {
             "readFile",
             "The bytes of one regular file. A connection that breaks has half of it.",
         )
+        .write()
         .param(PATH)
         .bytes("application/octet-stream", "The file.")
         .end(&codes);
@@ -206,11 +239,13 @@ fn guests(document: &mut Document) {
         .end(&codes);
     document
         .get(routes::VM_STAT, "statFile", "What is at a path; a symbolic link itself.")
+        .write()
         .param(PATH)
         .json::<FileInfo>(200)
         .end(&codes);
     document
         .get(routes::VM_LIST, "listFiles", "What is in a directory, by name.")
+        .write()
         .param(PATH)
         .json::<FileList>(200)
         .end(&codes);
@@ -226,6 +261,7 @@ fn guests(document: &mut Document) {
         .end(&codes);
     document
         .get(routes::VM_ARCHIVE, "readArchive", "A file or directory as a tar stream.")
+        .write()
         .param(PATH)
         .bytes("application/x-tar", "The archive; its root is the last component of the path.")
         .end(&codes);

@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 pub enum Code {
     /// The request is malformed or a value is out of range.
     InvalidRequest,
+    /// No token, or none that is good.
+    Unauthorized,
+    /// The token may not do this.
+    Forbidden,
     /// No such VM, group, route or file.
     NotFound,
     /// There is such a path, but not for this method; `Allow` has those there are.
@@ -28,6 +32,8 @@ pub enum Code {
     KeyReused,
     /// The group's range has no free block, or another limit is reached.
     Exhausted,
+    /// Too many tokens of this address were wrong; this one was not looked at.
+    TooManyAttempts,
     /// Something did not happen within the asked time.
     Timeout,
     /// The VM could not be started.
@@ -42,8 +48,10 @@ pub enum Code {
 
 impl Code {
     /// Every code there is.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::InvalidRequest,
+        Self::Unauthorized,
+        Self::Forbidden,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::NameTaken,
@@ -53,6 +61,7 @@ impl Code {
         Self::TooLarge,
         Self::KeyReused,
         Self::Exhausted,
+        Self::TooManyAttempts,
         Self::Timeout,
         Self::StartFailed,
         Self::GuestFailed,
@@ -65,6 +74,8 @@ impl Code {
     pub fn name(self) -> &'static str {
         match self {
             Self::InvalidRequest => "invalid_request",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::NameTaken => "name_taken",
@@ -74,6 +85,7 @@ impl Code {
             Self::TooLarge => "too_large",
             Self::KeyReused => "key_reused",
             Self::Exhausted => "exhausted",
+            Self::TooManyAttempts => "too_many_attempts",
             Self::Timeout => "timeout",
             Self::StartFailed => "start_failed",
             Self::GuestFailed => "guest_failed",
@@ -87,6 +99,8 @@ impl Code {
     pub fn status(self) -> u16 {
         match self {
             Self::InvalidRequest => 400,
+            Self::Unauthorized => 401,
+            Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::NameTaken | Self::WrongState => 409,
@@ -94,6 +108,7 @@ impl Code {
             Self::Changed => 412,
             Self::TooLarge => 413,
             Self::KeyReused | Self::Exhausted => 422,
+            Self::TooManyAttempts => 429,
             Self::GuestFailed => 502,
             Self::ShuttingDown => 503,
             Self::Timeout => 504,
@@ -106,6 +121,8 @@ impl Code {
     pub fn title(self) -> &'static str {
         match self {
             Self::InvalidRequest => "invalid request",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
             Self::NotFound => "not found",
             Self::MethodNotAllowed => "method not allowed",
             Self::NameTaken => "name taken",
@@ -115,6 +132,7 @@ impl Code {
             Self::KeyReused => "idempotency key reused",
             Self::Changed => "changed meanwhile",
             Self::Exhausted => "exhausted",
+            Self::TooManyAttempts => "too many attempts",
             Self::Timeout => "timed out",
             Self::StartFailed => "start failed",
             Self::GuestFailed => "guest failed",

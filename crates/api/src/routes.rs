@@ -15,6 +15,10 @@ pub const OPENAPI: &str = "/v1/openapi.json";
 pub const DOCS: &str = "/docs";
 /// `GET` → what the page needs.
 pub const DOCS_FILE: &str = "/docs/{file}";
+/// `GET` → list of [`crate::Token`]; `POST` [`crate::CreateToken`] → 201 [`crate::CreatedToken`].
+pub const TOKENS: &str = "/v1/tokens";
+/// `DELETE` → 204: it ends now, with the streams that were opened with it.
+pub const TOKEN: &str = "/v1/tokens/{id}";
 /// `POST` [`crate::Verify`] → [`crate::Verified`], once every row was asked.
 pub const VERIFY: &str = "/v1/verify";
 /// `GET ?label=KEY[=VALUE]`, repeatable → list of [`crate::Vm`] that have all of them; `POST` [`crate::CreateVm`] → 201 [`crate::Vm`].
@@ -60,6 +64,12 @@ pub fn events(since: Option<u64>, follow: bool) -> String {
 #[must_use]
 pub fn vm(name: &str) -> String {
     format!("/v1/vms/{}", encode(name))
+}
+
+/// The path of one token.
+#[must_use]
+pub fn token(id: &str) -> String {
+    format!("{TOKENS}/{}", encode(id))
 }
 
 /// The path of the VMs that have all of these labels, each `KEY` or `KEY=VALUE`.

@@ -1,6 +1,7 @@
 //! The command line as data: every command, option and help text. Completions and manual pages
 //! come from here. Owns parsing; refuses to do anything.
 
+use crate::context::ContextCommand;
 use crate::events::EventsArgs;
 use crate::exit::{self, ExitCode};
 use crate::failure::Failure;
@@ -8,21 +9,27 @@ use crate::gc::GcArgs;
 use crate::image::ImageCommand;
 use crate::manual::ManArgs;
 use crate::net::NetCommand;
+use crate::token::TokenCommand;
 use crate::vm::VmCommand;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use enisle_client::{DEFAULT_SOCKET, Endpoint};
+use enisle_client::Endpoint;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// microVMs that reach the Internet and nothing else.
 #[derive(Debug, Parser)]
 #[command(name = "enisle", version, after_help = exit::HELP, max_term_width = 100)]
 pub struct Cli {
-    /// Where the daemon listens.
-    #[arg(long, global = true, env = "ENISLE_API", hide_env_values = true, value_name = "unix:PATH", default_value_t = default_api())]
-    pub api: Endpoint,
+    /// Where the daemon listens: unix:PATH or https://HOST:PORT. The context in use, else
+    /// unix:/run/enisle/api.sock, without it.
+    #[arg(long, global = true, env = "ENISLE_API", hide_env_values = true, value_name = "ADDRESS")]
+    pub api: Option<Endpoint>,
+    /// The daemon of this context (`enisle context`).
+    #[arg(long, global = true, env = "ENISLE_CONTEXT", hide_env_values = true, value_name = "NAME")]
+    pub context: Option<String>,
     /// Print JSON instead of text, errors included.
     #[arg(long, global = true)]
     pub json: bool,
@@ -31,8 +38,14 @@ pub struct Cli {
     pub command: Command,
 }
 
-fn default_api() -> Endpoint {
-    Endpoint::unix(DEFAULT_SOCKET)
+impl Cli {
+    /// Whether its exit code is that of a process in a guest.
+    pub(crate) fn runs_a_process(&self) -> bool {
+        match &self.command {
+            Command::Vm(args) => matches!(args.command, VmCommand::Exec(_) | VmCommand::Shell(_)),
+            _ => false,
+        }
+    }
 }
 
 /// The commands.
@@ -48,6 +61,10 @@ pub enum Command {
     Net(NetArgs),
     /// Show what happened to microVMs and policies, and follow it.
     Events(EventsArgs),
+    /// Make, list and revoke tokens for the daemon's API over TCP.
+    Token(TokenArgs),
+    /// Keep the addresses and tokens of several daemons, and choose one.
+    Context(ContextArgs),
     /// Remove what a daemon that is not running has left on this machine.
     Gc(GcArgs),
     /// Build and list guest images.
@@ -94,6 +111,10 @@ pub struct UpArgs {
     /// Remove VMs that an earlier run left running, instead of adopting them.
     #[arg(long)]
     pub stop_vms: bool,
+    /// Serve the API also on this loopback address, without TLS and without tokens: every process of every
+    /// user on this host may then do everything.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub insecure_loopback: Option<SocketAddr>,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub log_format: LogFormat,
@@ -146,6 +167,22 @@ pub struct NetArgs {
     pub(crate) command: NetCommand,
 }
 
+/// `enisle token …`.
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: TokenCommand,
+}
+
+/// `enisle context …`.
+#[derive(Debug, Args)]
+pub struct ContextArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: ContextCommand,
+}
+
 /// The definition of the whole command line.
 #[must_use]
 pub fn command() -> clap::Command {
@@ -189,12 +226,23 @@ pub fn parse(words: Vec<OsString>) -> Parsed {
 
 fn read(words: Vec<OsString>) -> Result<Cli, clap::Error> {
     let matches = command().try_get_matches_from(words)?;
-    let cli = Cli::from_arg_matches(&matches)?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    let typed = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+    match (typed("api"), typed("context")) {
+        (true, true) => {
+            let message = "--api and --context both name a daemon; give one of them";
+            return Err(command().error(ErrorKind::ArgumentConflict, message));
+        }
+        // What is typed goes before the environment; of the environment the address does.
+        (false, true) => cli.api = None,
+        _ if cli.api.is_some() => cli.context = None,
+        _ => {}
+    }
     // The daemon would not listen there: silence about it would be a lie. From the environment
     // it is meant for other commands.
-    if matches!(cli.command, Command::Up(_)) && matches.value_source("api") == Some(ValueSource::CommandLine)
-    {
-        let message = "--api says where to find a daemon; where it listens is `config.api` in the file";
+    if matches!(cli.command, Command::Up(_)) && (typed("api") || typed("context")) {
+        let message =
+            "--api and --context say where to find a daemon; where it listens is `config.api` in the file";
         return Err(command().error(ErrorKind::ArgumentConflict, message));
     }
     Ok(cli)
@@ -229,6 +277,8 @@ mod tests {
         assert!(matches!(parse(words("enisle vm delete")), Parsed::Done(2)));
         assert!(matches!(parse(words("enisle vm list --json nonsense")), Parsed::Done(2)));
         assert!(matches!(parse(words("enisle up --api unix:/x")), Parsed::Done(2)));
+        assert!(matches!(parse(words("enisle up --context x")), Parsed::Done(2)));
+        assert!(matches!(parse(words("enisle --context x vm list --api unix:/x")), Parsed::Done(2)));
     }
 
     #[test]
@@ -240,7 +290,11 @@ mod tests {
         let verbs = vm.get_subcommands().map(|verb| format!("`enisle vm {}", verb.get_name()));
         let net = command.find_subcommand("net").unwrap();
         let net = net.get_subcommands().map(|verb| format!("`enisle net {}", verb.get_name()));
-        for verb in own.chain(verbs).chain(net) {
+        let of = |noun: &'static str| {
+            let verbs = command.find_subcommand(noun).unwrap().get_subcommands();
+            verbs.map(move |verb| format!("`enisle {noun} {}", verb.get_name()))
+        };
+        for verb in own.chain(verbs).chain(net).chain(of("token")).chain(of("context")) {
             assert!(text.contains(&verb), "{verb}");
         }
         for code in [0, 1, 2, 3, 4, 5, 124, 125, 126, 127, 141] {

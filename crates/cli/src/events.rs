@@ -71,7 +71,7 @@ fn line(event: &Event) -> String {
 }
 
 /// RFC 3339 in UTC, to the second.
-fn utc(ms: u64) -> String {
+pub(crate) fn utc(ms: u64) -> String {
     let seconds = ms / 1000;
     let (days, of_day) = (seconds / 86_400, seconds % 86_400);
     // Days since 0000-03-01, so that a leap day is the last of its year; eras of 400 years.

@@ -38,7 +38,7 @@ Exit codes:
   0    done
   1    failed; the message says why
   2    wrong usage
-  3    the daemon cannot be reached
+  3    the daemon cannot be reached, or does not take the token
   4    no such VM, group or file
   5    the state does not allow it (name taken, VM not running, range full)
   124  timed out
@@ -52,6 +52,8 @@ pub(crate) fn of_error(error: &Error) -> ExitCode {
         Error::NotRunning { .. }
         | Error::Denied { .. }
         | Error::Connect { .. }
+        | Error::Unreachable { .. }
+        | Error::Tls { .. }
         | Error::Http { .. }
         | Error::Protocol { .. }
         | Error::Broken { .. } => ExitCode::NoDaemon,
@@ -68,7 +70,7 @@ fn of_code(code: Code) -> ExitCode {
         Code::NotFound | Code::Gone => ExitCode::NotFound,
         Code::NameTaken | Code::WrongState | Code::Changed | Code::Exhausted => ExitCode::Conflict,
         Code::Timeout => ExitCode::TimedOut,
-        Code::ShuttingDown => ExitCode::NoDaemon,
+        Code::ShuttingDown | Code::Unauthorized | Code::TooManyAttempts => ExitCode::NoDaemon,
         _ => ExitCode::Failed,
     }
 }

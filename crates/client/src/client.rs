@@ -3,7 +3,9 @@
 
 use crate::connection::{self, Ask};
 use crate::handles::{ArchiveIn, ArchiveOut, Connection, Exec};
+use crate::remote::{Remote, Secret};
 use crate::session::Session;
+use crate::trust::Trust;
 use crate::{Endpoint, Error};
 use bytes::Bytes;
 use enisle_api::stream::Open;
@@ -34,20 +36,27 @@ const VERIFY_LIMIT: Duration = Duration::from_secs(420);
 /// A client of one daemon. Cheap to clone; holds no connection.
 #[derive(Debug, Clone)]
 pub struct Client {
-    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) endpoint: Arc<Remote>,
 }
 
 impl Client {
     /// A client of the daemon at `endpoint`. Connects with the first request.
     #[must_use]
     pub fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint: Arc::new(endpoint) }
+        Self::remote(endpoint, Trust::System, None)
+    }
+
+    /// The same for a daemon over TLS: whom to believe that it is the one, and the token to show it. Neither
+    /// matters for a unix socket, and no token is sent without TLS.
+    #[must_use]
+    pub fn remote(endpoint: Endpoint, trust: Trust, secret: Option<Secret>) -> Self {
+        Self { endpoint: Arc::new(Remote::new(endpoint, trust, secret)) }
     }
 
     /// Where the daemon is expected.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+        &self.endpoint.endpoint
     }
 
     /// Whether the daemon answers. At most 30 s.

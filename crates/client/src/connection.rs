@@ -2,16 +2,15 @@
 //! the upgrade to a WebSocket; refuses routes and types. There is no pool: connecting to a unix
 //! socket costs microseconds, and a fresh connection can never be a stale one.
 
-use crate::{Endpoint, Error};
+use crate::Error;
+use crate::remote::Remote;
 use bytes::Bytes;
 use enisle_api::{Code, Problem};
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use std::io::ErrorKind;
 use std::time::Duration;
-use tokio::net::UnixStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::{client::generate_key, derive_accept_key};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -48,25 +47,22 @@ impl Ask<'_> {
     }
 
     fn builder(&self) -> http::request::Builder {
-        Request::builder().method(self.method).uri(self.path).header(header::HOST, "enisle")
+        Request::builder().method(self.method).uri(self.path)
     }
 }
 
-async fn connect(endpoint: &Endpoint) -> Result<UnixStream, Error> {
-    let path = endpoint.path();
-    UnixStream::connect(path).await.map_err(|source| match source.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => Error::NotRunning { path: path.into(), source },
-        ErrorKind::PermissionDenied => Error::Denied { path: path.into(), source },
-        _ => Error::Connect { path: path.into(), source },
-    })
-}
-
 async fn send(
-    endpoint: &Endpoint,
+    remote: &Remote,
     ask: Ask<'_>,
-    request: Request<Full<Bytes>>,
+    mut request: Request<Full<Bytes>>,
 ) -> Result<Response<Incoming>, Error> {
-    let stream = connect(endpoint).await?;
+    let headers = request.headers_mut();
+    let host = HeaderValue::from_str(&remote.host()).map_err(|e| ask.protocol(e.to_string()))?;
+    headers.insert(header::HOST, host);
+    if let Some(token) = remote.authorization() {
+        headers.insert(header::AUTHORIZATION, token);
+    }
+    let stream = remote.connect().await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| ask.broke(e))?;
     // It ends with the exchange or when `sender` and the body are dropped; its error reaches us
@@ -77,16 +73,16 @@ async fn send(
 
 /// Sends a request with an optional JSON body; answers other than 2xx become [`Error::Problem`].
 pub(crate) async fn request(
-    endpoint: &Endpoint,
+    remote: &Remote,
     ask: Ask<'_>,
     json: Option<Vec<u8>>,
 ) -> Result<Response<Incoming>, Error> {
-    request_with(endpoint, ask, json, &[]).await
+    request_with(remote, ask, json, &[]).await
 }
 
 /// The same with more headers.
 pub(crate) async fn request_with(
-    endpoint: &Endpoint,
+    remote: &Remote,
     ask: Ask<'_>,
     json: Option<Vec<u8>>,
     headers: &[(&str, &str)],
@@ -100,7 +96,7 @@ pub(crate) async fn request_with(
     }
     let body = Full::new(Bytes::from(json.unwrap_or_default()));
     let request = builder.body(body).map_err(|e| ask.protocol(e.to_string()))?;
-    let response = send(endpoint, ask, request).await?;
+    let response = send(remote, ask, request).await?;
     if response.status().is_success() {
         return Ok(response);
     }
@@ -138,14 +134,14 @@ async fn read_problem(ask: Ask<'_>, response: Response<Incoming>) -> Error {
 ///
 /// The HTTP part is hyper's and not the WebSocket library's, because a refusal has a problem
 /// document as its body, which the library reads only as far as it happens to have arrived.
-pub(crate) async fn websocket(endpoint: &Endpoint, path: &str) -> Result<Socket, Error> {
+pub(crate) async fn websocket(remote: &Remote, path: &str) -> Result<Socket, Error> {
     let ask = Ask { method: &Method::GET, path };
-    tokio::time::timeout(UPGRADE_LIMIT, upgrade(endpoint, ask))
+    tokio::time::timeout(UPGRADE_LIMIT, upgrade(remote, ask))
         .await
         .map_err(|_| Error::Timeout { request: ask.to_string(), limit: UPGRADE_LIMIT })?
 }
 
-async fn upgrade(endpoint: &Endpoint, ask: Ask<'_>) -> Result<Socket, Error> {
+async fn upgrade(remote: &Remote, ask: Ask<'_>) -> Result<Socket, Error> {
     let key = generate_key();
     let request = ask
         .builder()
@@ -155,7 +151,7 @@ async fn upgrade(endpoint: &Endpoint, ask: Ask<'_>) -> Result<Socket, Error> {
         .header(header::SEC_WEBSOCKET_KEY, &key)
         .body(Full::new(Bytes::new()))
         .map_err(|e| ask.protocol(e.to_string()))?;
-    let response = send(endpoint, ask, request).await?;
+    let response = send(remote, ask, request).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(read_problem(ask, response).await);
     }

@@ -35,6 +35,24 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Nothing answers at the address.
+    #[error("nothing answers at {at}")]
+    Unreachable {
+        /// The address.
+        at: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The other end is not the daemon that is meant, or TLS failed.
+    #[error("{at}: {why}")]
+    Tls {
+        /// The address.
+        at: String,
+        /// What is wrong.
+        why: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
     /// The connection broke under a request.
     #[error("the connection to the daemon broke during {request}")]
     Http {
@@ -84,8 +102,12 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::NotRunning { .. } => {
-                "start it with `sudo enisle up`, or name another socket with --api unix:PATH".into()
+                "start it with `sudo enisle up`, or name another with --api or --context".into()
             }
+            Self::Unreachable { .. } => {
+                "is the daemon running there, with `listen` in its file, and no firewall between?".into()
+            }
+            Self::Tls { hint, .. } => return hint.clone(),
             Self::Denied { path, .. } => format!(
                 "run it with sudo, or join the group that owns the socket (`stat -c %G {}`)",
                 path.display()

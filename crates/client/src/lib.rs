@@ -1,4 +1,4 @@
-//! Async client of the Enisle daemon's HTTP API over its unix socket.
+//! Async client of the Enisle daemon's HTTP API over its unix socket or TLS.
 //!
 //! Owns: connections, time bounds, the flow control of streams, and turning what goes wrong into
 //! typed errors. Refuses: terminals, files, signals and anything printed; those are the command
@@ -14,6 +14,17 @@
 //! assert_eq!(status.code, 0);
 //! # Ok(()) }
 //! ```
+//!
+//! A daemon on another machine takes a token, and a pin of its key or an authority:
+//!
+//! ```no_run
+//! # fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use enisle_client::{Client, Secret, Trust};
+//! let pin = "sha256//47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=".parse()?;
+//! let token = Secret::new(&std::fs::read_to_string("/run/secrets/enisle")?)?;
+//! let client = Client::remote("https://box.lan:7443".parse()?, Trust::Key(pin), Some(token));
+//! # Ok(()) }
+//! ```
 
 mod client;
 mod connection;
@@ -24,14 +35,19 @@ mod files;
 mod handles;
 mod output;
 mod policy;
+mod remote;
 mod session;
+mod tokens;
+mod trust;
 
 pub use client::{Client, LogStream};
-pub use endpoint::{DEFAULT_SOCKET, Endpoint, ParseEndpointError};
+pub use endpoint::{DEFAULT_PORT, DEFAULT_SOCKET, Endpoint, ParseEndpointError};
 /// The types of requests and responses.
 pub use enisle_api as api;
 pub use error::Error;
 pub use events::EventStream;
 pub use handles::{ArchiveIn, ArchiveOut, Connection, Exec};
 pub use output::Output;
+pub use remote::{NoToken, Secret};
 pub use session::{Controller, ExitStatus, Stdin};
+pub use trust::{ParsePinError, Pin, SYSTEM_ROOTS, Trust};

@@ -5,9 +5,10 @@
 //! A task moves the messages. Its reading half never waits for anything but the socket, so two
 //! peers that both send cannot block each other; its writing half waits for credit.
 
+use crate::Error;
 use crate::connection::{self, Socket};
 use crate::output::{self, Inlet, Output};
-use crate::{Endpoint, Error};
+use crate::remote::Remote;
 use bytes::Bytes;
 use enisle_api::stream::{FromDaemon, MAX_DATA, Open, STDERR, STDIN, STDOUT, ToDaemon, WINDOW};
 use enisle_api::{Code, Problem, routes};
@@ -94,13 +95,13 @@ impl Running {
 
 impl Session {
     /// Opens a stream and waits until the guest has done so too.
-    pub(crate) async fn open(endpoint: &Endpoint, vm: &str, open: &Open) -> Result<Self, Error> {
+    pub(crate) async fn open(remote: &Remote, vm: &str, open: &Open) -> Result<Self, Error> {
         let path = routes::vm_stream(vm);
         let json = serde_json::to_string(open).map_err(|e| protocol(vm, e.to_string()))?;
         if json.len() > MAX_OPEN {
             return Err(too_large(json.len()));
         }
-        let mut socket = connection::websocket(endpoint, &path).await?;
+        let mut socket = connection::websocket(remote, &path).await?;
         let broken = || Error::Broken { vm: vm.to_owned() };
         socket.send(Message::text(json)).await.map_err(|_| broken())?;
         let pid = tokio::time::timeout(OPEN_LIMIT, opened(&mut socket, vm))

@@ -1,7 +1,7 @@
 //! How the daemon comes up: what it checks, what it clears away first, in which order.
 //!
 //! ```text
-//! configuration ─▶ root? ─▶ state lock ─▶ API socket ─▶ survivors found, the rest of an earlier
+//! configuration ─▶ root? ─▶ state lock ─▶ API socket, TCP ─▶ survivors found, the rest of an earlier
 //!   run removed ─▶ VMM found ─▶ network engine ─▶ survivors adopted ─▶ API answers ─▶ READY
 //!   ─▶ configured VMs start
 //! ```
@@ -9,14 +9,16 @@
 //! Owns: the order. Nothing is touched before the whole file is right, and no packet can pass
 //! before the engine stands. Refuses: the way down, which is `shutdown`'s.
 
+use crate::access::Tokens;
+use crate::access::attempts::{Attempts, DELAY};
 use crate::chain::Chain;
 use crate::config::{self, Config, ConfigErrors, Look};
 use crate::events::Events;
-use crate::fault::FaultPlan;
 use crate::host::ThisHost;
 use crate::http::{self, App, ListenError, Listener};
+use crate::listening::{self, ListeningError};
 use crate::logging;
-use crate::options::{ExitCode, LogFormat, UpOptions, VmsPolicy};
+use crate::options::{ExitCode, LogFormat, UpOptions};
 use crate::parts::names::NameServers;
 use crate::parts::network::{Network, NetworkError};
 use crate::parts::real::RealParts;
@@ -61,6 +63,9 @@ pub(crate) enum BootError {
     /// The API's socket.
     #[error("cannot open the API")]
     Listen(#[from] ListenError),
+    /// The API on TCP.
+    #[error("cannot serve the API on TCP")]
+    Listening(#[from] ListeningError),
     /// A killed run's files.
     #[error("cannot remove what an earlier run left")]
     Files(#[from] PartError),
@@ -146,7 +151,7 @@ fn start(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError> {
     raise_open_files();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BootError::Runtime)?;
-    let code = runtime.block_on(up(config, options.vms, options.faults));
+    let code = runtime.block_on(up(config, options));
     // What is left on blocking threads has nothing to undo any more.
     runtime.shutdown_background();
     code
@@ -175,12 +180,15 @@ pub(crate) struct Up {
     pub(crate) store: Arc<Store>,
 }
 
-async fn up(config: &Config, vms: VmsPolicy, faults: FaultPlan) -> Result<ExitCode, BootError> {
+async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError> {
+    let (vms, faults) = (options.vms, options.faults);
     let wishes = signals::listen().map_err(BootError::Signals)?;
     let state_dir = config.state_dir.clone();
     let store = Arc::new(blocking("opening the state", move || Store::open(&state_dir)).await??);
     let scope = store.scope().to_owned();
+    let tokens = Tokens::open(Arc::clone(&store))?;
     let listener = Listener::bind(&config.api)?;
+    let (bound, entrances) = listening::open(config, options.insecure_loopback).await?;
     let dirs = StateDirs::new(&config.state_dir);
     if vms.stop {
         store.forget_group_lists()?;
@@ -233,9 +241,21 @@ async fn up(config: &Config, vms: VmsPolicy, faults: FaultPlan) -> Result<ExitCo
     let registry = Arc::new(Registry::new(workshop, groups, dirs.clone(), wishes.stop.clone()));
     adopt(&registry, rows).await;
     warm_up::keep(Arc::clone(&network), Arc::clone(&store), of_groups).map_err(BootError::Warm)?;
-    let app = App { registry: Arc::clone(&registry), version, stopping: wishes.stop.clone() };
+    let app = App {
+        registry: Arc::clone(&registry),
+        version,
+        stopping: wishes.stop.clone(),
+        tokens,
+        attempts: Attempts::new(DELAY),
+        entrances: Arc::clone(&entrances),
+    };
     let close_api = CancellationToken::new();
-    let api = tokio::spawn(http::serve(listener, http::router(Arc::new(app)), close_api.clone()));
+    let router = http::router(Arc::new(app));
+    let remote = http::serve_tcp(bound, entrances, router.clone(), close_api.clone());
+    let local = http::serve(listener, router, close_api.clone());
+    let api = tokio::spawn(async {
+        tokio::join!(local, remote);
+    });
     if !wishes.stop.is_cancelled() {
         registry.start_configured();
     }

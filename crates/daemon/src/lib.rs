@@ -8,6 +8,7 @@
 //! file; [`dns`] answers what the microVMs ask; everything
 //! else is inside.
 
+mod access;
 mod boot;
 mod chain;
 pub mod config;
@@ -20,6 +21,7 @@ mod group_file;
 mod guest;
 mod host;
 mod http;
+mod listening;
 mod logging;
 mod options;
 mod parts;
@@ -27,6 +29,7 @@ mod shutdown;
 mod signals;
 pub mod store;
 mod survivors;
+mod user_file;
 mod verify;
 mod vm;
 

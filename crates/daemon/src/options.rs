@@ -3,6 +3,7 @@
 //! Owns: the options as plain data and the exit codes. Refuses: a command line, which is the CLI's.
 
 use crate::fault::FaultPlan;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// Options of [`crate::run`].
@@ -14,6 +15,9 @@ pub struct UpOptions {
     pub check: bool,
     /// Whether running VMs end with this daemon and begin with it.
     pub vms: VmsPolicy,
+    /// A loopback address on which the API is served without TLS and without tokens: any process of
+    /// this host may then do everything. Another address is refused.
+    pub insecure_loopback: Option<SocketAddr>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// A level, or directives as `tracing-subscriber` has them: `info,enisle_net=debug`.

@@ -24,6 +24,8 @@ fn run(cli: &Cli) -> u8 {
         Command::Vm(args) => enisle_cli::run_vm(cli, args),
         Command::Net(args) => enisle_cli::run_net(cli, args),
         Command::Events(args) => enisle_cli::run_events(cli, args),
+        Command::Token(args) => enisle_cli::run_token(cli, args),
+        Command::Context(args) => enisle_cli::run_context(cli, args),
         Command::Gc(args) => gc::run(args, cli.json),
         Command::Image(command) => image::run(command, cli.json),
         Command::Schema => match enisle_cli::print_json(&enisle_daemon::config::schema()) {

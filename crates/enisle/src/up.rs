@@ -19,6 +19,7 @@ pub(crate) fn run(args: &UpArgs, json: bool) -> u8 {
         file: args.file.clone(),
         check: args.check,
         vms: VmsPolicy { keep: args.keep_vms, stop: args.stop_vms },
+        insecure_loopback: args.insecure_loopback,
         log_format,
         log_level: args.log_level.clone(),
         faults,

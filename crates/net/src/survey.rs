@@ -4,6 +4,7 @@
 //! matter, and whether the kernel can do what slots need, by trying it where nothing else is.
 //! Refuses: changing the host, and advice (the daemon's doctor).
 
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
 use ipnet::Ipv4Net;
@@ -43,6 +44,17 @@ pub fn taken(own: impl Fn(u32) -> bool) -> Result<Vec<Taken>, KernelError> {
     }
     taken.dedup();
     Ok(taken)
+}
+
+/// The addresses of the calling thread's namespace, but those of slots' own interfaces. Needs no privileges;
+/// blocks for milliseconds.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn addresses() -> Result<Vec<Ipv4Addr>, KernelError> {
+    let around = reader::surroundings()?;
+    let own = around.addresses.iter().filter(|address| !is_slot_link(address.index));
+    Ok(own.map(|address| address.net.addr()).collect())
 }
 
 /// A chain of another program through which a slot's packets go.

@@ -6,6 +6,9 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
+/// How a token is refused.
+const REFUSED: [Code; 3] = [Code::Unauthorized, Code::Forbidden, Code::TooManyAttempts];
+
 /// A parameter of an operation.
 #[derive(Clone, Copy)]
 pub(super) struct Param {
@@ -52,6 +55,18 @@ impl Param {
             "schema": schema,
         })
     }
+}
+
+/// What an operation asks of the caller's token; the daemon's table of routes says the same.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scopes {
+    /// Nothing: it tells nothing of this daemon.
+    Public,
+    /// `ro` of a group, of the VM's where the path names one.
+    Read,
+    /// `rw`, likewise.
+    Write,
+    Admin,
 }
 
 /// The document as far as it is built.
@@ -104,9 +119,22 @@ impl Document {
                                 answers may get new ones. What is not 2xx is a problem document (RFC 9457) with a stable `code`.",
                 "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
             },
-            "servers": [{ "url": "/", "description": "The daemon's unix socket, /run/enisle/api.sock by default." }],
+            "servers": [{
+                "url": "/",
+                "description": "The daemon's unix socket, /run/enisle/api.sock by default, or `https` where its file says `listen`.",
+            }],
             "paths": self.paths,
+            "security": [{}, { "bearer": [] }],
             "components": {
+                "securitySchemes": { "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "enisle_ID_SECRET",
+                    "description": "Over TCP: a token made by `enisle token create`. Over the unix socket none is needed, \
+                                    and none is looked at. `x-scope` of an operation says what the token must be for: \
+                                    `none` (no token), `ro` or `rw` (of the VM's group; lists and events show only \
+                                    groups of the token, and what is of others is `not_found`), or `admin`.",
+                } },
                 "responses": { "Problem": {
                     "description": "It was refused or failed; `code` says why.",
                     "headers": { "X-Request-Id": { "$ref": "#/components/headers/RequestId" } },
@@ -132,6 +160,7 @@ pub(super) struct Operation<'a> {
     content: Map<String, Value>,
     params: Vec<Value>,
     responses: Map<String, Value>,
+    scopes: Scopes,
 }
 
 impl<'a> Operation<'a> {
@@ -151,7 +180,23 @@ impl<'a> Operation<'a> {
                 json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string", "minLength": 1 } })
             })
             .collect();
-        Self { document, method, path, content, params, responses: Map::new() }
+        let scopes = if method == "get" { Scopes::Read } else { Scopes::Write };
+        Self { document, method, path, content, params, responses: Map::new(), scopes }
+    }
+
+    /// For everybody, token or not. Without this or another word it takes `ro` to get and `rw` for the rest.
+    pub(super) fn public(self) -> Self {
+        Self { scopes: Scopes::Public, ..self }
+    }
+
+    /// For `rw`, although it is a `GET`.
+    pub(super) fn write(self) -> Self {
+        Self { scopes: Scopes::Write, ..self }
+    }
+
+    /// For `admin`.
+    pub(super) fn admin(self) -> Self {
+        Self { scopes: Scopes::Admin, ..self }
     }
 
     pub(super) fn param(mut self, param: Param) -> Self {
@@ -233,7 +278,17 @@ impl<'a> Operation<'a> {
     /// The operation may end in these problems, and in a defect.
     pub(super) fn end(mut self, codes: &[Code]) {
         let mut by_status: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
-        for code in codes.iter().chain([&Code::Internal]) {
+        let (word, refused): (&str, &[Code]) = match self.scopes {
+            Scopes::Public => ("none", &[]),
+            Scopes::Read => ("ro", &REFUSED),
+            Scopes::Write => ("rw", &REFUSED),
+            Scopes::Admin => ("admin", &REFUSED),
+        };
+        self.content.insert("x-scope".to_owned(), word.into());
+        if self.scopes == Scopes::Public {
+            self.content.insert("security".to_owned(), json!([{}]));
+        }
+        for code in codes.iter().chain(refused).chain([&Code::Internal]) {
             by_status.entry(code.status()).or_default().push(code.name());
         }
         for (status, names) in by_status {

@@ -6,3 +6,4 @@ mod fake_daemon;
 mod framing;
 mod requests;
 mod streams;
+mod tls;

@@ -12,6 +12,7 @@ use enisle_net::policy::{self, CompileError, Origin, PolicySpec};
 use ipnet::Ipv4Net;
 
 use super::file::{ConfigKeys, FileKeys, GroupKeys, LimitKeys, NetworkKeys};
+use super::listen;
 use super::read::{List, Located, nearest};
 use super::report::{Problem, Report, Span};
 use super::source::{Place, Source};
@@ -44,6 +45,7 @@ pub(super) fn resolve(
     ranges_are_free(keys, groups, host, report);
     images_exist(keys, groups, host, report);
     boot_files_exist(keys, host, report);
+    listen::check(keys, host, report);
     config(keys, groups, source)
 }
 
@@ -237,6 +239,8 @@ fn config(keys: &ConfigKeys, groups: &[Located<GroupKeys>], source: &Source) -> 
     Some(Config {
         file: source.name.clone(),
         api: keys.api.as_ref()?.value.0.clone(),
+        listen: listen::addresses(keys),
+        tls: listen::files(keys)?,
         hypervisor: keys.hypervisor.as_ref()?.value,
         kernel: keys.kernel.as_ref().map(|path| path.value.0.clone()),
         initramfs: keys.initramfs.as_ref().map(|path| path.value.0.clone()),

@@ -9,8 +9,8 @@ use enisle_net::policy::MAX_RULES;
 
 use super::read::{List, keys};
 use super::values::{
-    Address, ApiSocket, Directory, FilePath, Gigabytes, GroupName, Hypervisor, ImageName, Megabytes, Mode,
-    RangeText, RuleText, Script, Size, SshKey, StateDirectory, Whole,
+    Address, ApiSocket, Directory, FilePath, Gigabytes, GroupName, HostAddress, Hypervisor, ImageName,
+    Megabytes, Mode, RangeText, RuleText, Script, Size, SshKey, StateDirectory, Whole,
 };
 
 /// Groups of a file. Each takes a range of its own.
@@ -38,6 +38,10 @@ keys! {
         required host_groups: List<GroupKeys, MAX_GROUPS>,
         /// Unix socket on which the daemon serves its API: an absolute path, `unix:` may come before it.
         default("/run/enisle/api.sock") api: ApiSocket,
+        /// TCP addresses on which the API is served too, with TLS and to holders of tokens.
+        default([]) listen: List<ListenKeys, 16>,
+        /// The certificate for them, instead of the daemon's own.
+        optional tls: TlsKeys,
         /// What runs the guests. `auto` is QEMU, with KVM if a probe guest boots with it, else by
         /// emulation; `qemu-kvm` fails where KVM does not work; `qemu-tcg` always emulates.
         default("auto") hypervisor: Hypervisor,
@@ -56,6 +60,26 @@ keys! {
         optional start_at_once: Whole<1, MAX_AT_ONCE>,
         /// Public keys, as in authorized_keys, that may log in to every microVM.
         default([]) ssh_keys: List<SshKey, 256>,
+    }
+}
+
+keys! {
+    /// A TCP address of the API.
+    pub(super) struct ListenKeys ("an entry of `listen`") {
+        /// An address of this host; `0.0.0.0` or `::` is all of them.
+        required address: HostAddress,
+        /// The port.
+        default(7443) port: Whole<1, 65535>,
+    }
+}
+
+keys! {
+    /// A certificate of the operator's. Its files are read again when they change.
+    pub(super) struct TlsKeys ("`tls`") {
+        /// The certificate and those between it and its root, in PEM.
+        required certificate: FilePath,
+        /// Its private key, in PEM.
+        required key: FilePath,
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod check;
 mod file;
+mod listen;
 mod read;
 mod render;
 mod report;
@@ -17,7 +18,7 @@ mod tests;
 mod tree;
 mod values;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use enisle_net::Limits;
@@ -45,6 +46,10 @@ pub struct Config {
     pub file: String,
     /// Path of the API's unix socket, at most 107 bytes.
     pub api: PathBuf,
+    /// TCP addresses of the API, without doubles.
+    pub listen: Vec<SocketAddr>,
+    /// Certificate and key for them, where they are not the daemon's own.
+    pub tls: Option<(PathBuf, PathBuf)>,
     /// What runs the guests.
     pub hypervisor: Hypervisor,
     /// Image of the groups that name none.

@@ -2,6 +2,7 @@
 
 use super::App;
 use super::problem::ApiError;
+use crate::access::view::{self, Sight};
 use crate::events::Reader;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
@@ -48,7 +49,7 @@ pub(super) async fn events(
         Some(since) => Some(since),
         None => last_seen(&headers)?,
     };
-    let reader = app.registry.events().reader(since);
+    let reader = Seen { reader: app.registry.events().reader(since), sight: view::sight() };
     let body = if query.follow { following(reader, form) } else { Body::from(present(reader, form)) };
     let kind = match form {
         Form::Lines => "application/jsonl",
@@ -79,18 +80,42 @@ fn wanted(headers: &HeaderMap) -> Form {
     if sse > 0.0 && sse >= other { Form::Sse } else { Form::Lines }
 }
 
-fn present(mut reader: Reader, form: Form) -> String {
-    let mut text = String::new();
-    loop {
-        let batch = reader.batch();
-        if batch.is_empty() {
-            return text;
+/// A reader who sees the events of some groups, and how many of all were missed.
+struct Seen {
+    reader: Reader,
+    sight: Sight,
+}
+
+impl Seen {
+    /// `None` for a batch without an event that is seen.
+    fn of(&self, mut batch: Vec<Event>) -> Option<Vec<Event>> {
+        batch.retain(|event| event.what.group().is_none_or(|group| self.sight.sees(group)));
+        Some(batch).filter(|batch| !batch.is_empty())
+    }
+
+    /// The next ones, as soon as there are some. Cancel-safe.
+    async fn next(&mut self) -> Option<Vec<Event>> {
+        loop {
+            let batch = self.reader.next().await?;
+            if let Some(seen) = self.of(batch) {
+                return Some(seen);
+            }
         }
-        text.push_str(&render(&batch, form));
     }
 }
 
-fn following(reader: Reader, form: Form) -> Body {
+fn present(mut reader: Seen, form: Form) -> String {
+    let mut text = String::new();
+    loop {
+        let batch = reader.reader.batch();
+        if batch.is_empty() {
+            return text;
+        }
+        text.push_str(&reader.of(batch).map(|seen| render(&seen, form)).unwrap_or_default());
+    }
+}
+
+fn following(reader: Seen, form: Form) -> Body {
     Body::from_stream(stream::unfold(reader, move |mut reader| async move {
         let text = match form {
             Form::Lines => render(&reader.next().await?, form),

@@ -1,8 +1,10 @@
 //! Each request's id: in the log of everything that is done for it, in its answer, in its problem.
 //!
-//! Owns: the id and the one log line at a request's end. Refuses: ids of clients, which could be
+//! Owns: the id, who asks as the log has it, and the one log line at a request's end. Refuses: ids of clients, which could be
 //! anything.
 
+use crate::access::Peer;
+use crate::user_file;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method};
@@ -10,7 +12,8 @@ use axum::middleware::Next;
 use axum::response::Response;
 use enisle_api::Problem;
 use std::time::Instant;
-use tracing::Instrument;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 /// Where an answer has the id of its request.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -26,10 +29,24 @@ fn new_id() -> String {
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
 
+/// The request's place in the log, with who asks: the process on the unix socket, or an address and, once it
+/// was found good, the id of the token.
+fn span(id: &str, peer: Option<&Peer>) -> Span {
+    match peer {
+        Some(Peer::Unix { uid, gid, pid }) => {
+            let user = user_file::name(*uid);
+            tracing::info_span!("request", id, uid, gid, pid, user)
+        }
+        Some(Peer::Tcp(from)) => tracing::info_span!("request", id, %from, token = Empty),
+        Some(Peer::Loopback(from)) => tracing::info_span!("request", id, %from, insecure = true),
+        None => tracing::info_span!("request", id),
+    }
+}
+
 /// The outermost layer.
 pub(super) async fn identify(request: Request, next: Next) -> Response {
     let id = new_id();
-    let span = tracing::info_span!("request", id);
+    let span = span(&id, request.extensions().get());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let begun = Instant::now();
     let mut response = next.run(request).instrument(span.clone()).await;

@@ -1,9 +1,11 @@
-//! The HTTP API on a unix socket.
+//! The HTTP API, on a unix socket and on TCP.
 //!
 //! Owns: routes, bodies, streams, and turning errors into problem documents. Handlers ask the
 //! registry and answer; what they ask for is done elsewhere. Refuses: state of its own.
 
+mod access;
 mod body;
+mod connection;
 mod docs;
 mod events;
 mod files;
@@ -15,20 +17,27 @@ mod policy;
 mod problem;
 mod server;
 mod streams;
+mod tcp;
 #[cfg(test)]
 mod tests;
+mod tls;
+mod tokens;
 mod verify;
 mod vms;
 
 pub(crate) use server::{ListenError, Listener, serve};
+pub(crate) use tcp::{BindError, Bound, Entrances, serve_tcp};
+pub(crate) use tls::{Certificates, Files, TlsError};
 
+use crate::access::Tokens;
+use crate::access::attempts::Attempts;
 use crate::vm::registry::Registry;
+use access::{Methods, Need, delete, get, post};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use enisle_api::{Code, Group, Health, Problem, Version, routes};
 use futures_util::FutureExt;
 use problem::ApiError;
@@ -45,6 +54,10 @@ pub(crate) struct App {
     pub(crate) version: Version,
     /// Set when the daemon goes down.
     pub(crate) stopping: CancellationToken,
+    pub(crate) tokens: Tokens,
+    pub(crate) attempts: Attempts,
+    /// Where else it answers.
+    pub(crate) entrances: Arc<Entrances>,
 }
 
 /// The API.
@@ -61,36 +74,45 @@ fn guarded(router: Router) -> Router {
         .layer(from_fn(identity::identify))
 }
 
-/// Every route there is; `enisle_api::openapi` describes the same ones.
-fn table() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
+/// Every route there is, each method with what it needs; `enisle_api::openapi` describes the same.
+fn table() -> Vec<(&'static str, Methods)> {
+    use Need::{Admin, Nothing, Read, Write};
     vec![
-        (routes::HEALTH, get(health)),
-        (routes::VERSION, get(version)),
-        (routes::OPENAPI, get(docs::document)),
-        (routes::DOCS, get(docs::page)),
-        (routes::DOCS_FILE, get(docs::asset)),
-        (routes::GROUPS, get(groups)),
-        (routes::EVENTS, get(events::events)),
-        (routes::VERIFY, post(verify::run)),
-        (routes::VMS, get(vms::list).post(vms::create)),
-        (routes::VM, get(vms::show).delete(vms::remove)),
-        (routes::VM_POLICY, get(policy::show_vm).put(policy::set_vm)),
-        (routes::VM_WHY, get(policy::why)),
-        (routes::GROUP_POLICY, get(policy::show_group).put(policy::set_group)),
-        (routes::VM_LOG, get(logs::log)),
-        (routes::VM_EXEC, post(guest::exec)),
-        (routes::VM_FILES, get(guest::read_file).put(guest::write_file).delete(files::remove)),
-        (routes::VM_STAT, get(files::stat)),
-        (routes::VM_LIST, get(files::list)),
-        (routes::VM_MAKE_DIR, post(files::make_dir)),
-        (routes::VM_ARCHIVE, get(guest::read_archive).put(guest::write_archive)),
-        (routes::VM_STREAM, get(streams::open)),
+        (routes::HEALTH, get(Nothing, health)),
+        (routes::VERSION, get(Read, version)),
+        (routes::OPENAPI, get(Nothing, docs::document)),
+        (routes::DOCS, get(Nothing, docs::page)),
+        (routes::DOCS_FILE, get(Nothing, docs::asset)),
+        (routes::GROUPS, get(Read, groups)),
+        (routes::EVENTS, get(Read, events::events)),
+        (routes::TOKENS, get(Admin, tokens::list).post(Admin, tokens::create)),
+        (routes::TOKEN, delete(Admin, tokens::revoke)),
+        (routes::VERIFY, post(Write, verify::run)),
+        (routes::VMS, get(Read, vms::list).post(Write, vms::create)),
+        (routes::VM, get(Read, vms::show).delete(Write, vms::remove)),
+        (routes::VM_POLICY, get(Read, policy::show_vm).put(Write, policy::set_vm)),
+        (routes::VM_WHY, get(Read, policy::why)),
+        (routes::GROUP_POLICY, get(Read, policy::show_group).put(Admin, policy::set_group)),
+        (routes::VM_LOG, get(Read, logs::log)),
+        (routes::VM_EXEC, post(Write, guest::exec)),
+        (
+            routes::VM_FILES,
+            get(Write, guest::read_file).put(Write, guest::write_file).delete(Write, files::remove),
+        ),
+        (routes::VM_STAT, get(Write, files::stat)),
+        (routes::VM_LIST, get(Write, files::list)),
+        (routes::VM_MAKE_DIR, post(Write, files::make_dir)),
+        (routes::VM_ARCHIVE, get(Write, guest::read_archive).put(Write, guest::write_archive)),
+        (routes::VM_STREAM, get(Write, streams::open)),
     ]
 }
 
 fn routes(app: Arc<App>) -> Router {
-    let all = table().into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods));
-    all.fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(app)
+    let all =
+        table().into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods.router));
+    let all = all.fallback(unknown).method_not_allowed_fallback(wrong_method);
+    // The doors of the routes ask it.
+    all.layer(Extension(Arc::clone(&app))).with_state(app)
 }
 
 async fn health(State(app): State<Arc<App>>) -> Json<Health> {

@@ -1,5 +1,6 @@
 //! From errors to problem documents: the one table.
 
+use crate::access::TokenError;
 use crate::chain::Chain;
 use crate::guest::printable;
 use crate::guest::session::{OpenError, failure_class};
@@ -19,6 +20,10 @@ use enisle_guest_proto::{Failure, FailureCode};
 pub(crate) struct ApiError(Box<Problem>);
 
 impl ApiError {
+    pub(super) fn code(&self) -> Code {
+        self.0.code
+    }
+
     #[cfg(test)]
     pub(crate) fn problem(&self) -> &Problem {
         &self.0
@@ -34,6 +39,19 @@ impl From<Problem> for ApiError {
 impl From<VmError> for ApiError {
     fn from(error: VmError) -> Self {
         problem(&error).into()
+    }
+}
+
+impl From<TokenError> for ApiError {
+    fn from(error: TokenError) -> Self {
+        let new = |code| Problem::new(code, Chain(&error).to_string());
+        match &error {
+            TokenError::Bad { field, .. } => new(Code::InvalidRequest).pointer(format!("/{field}")),
+            TokenError::TooMany => new(Code::Exhausted),
+            TokenError::Unknown(_) => new(Code::NotFound).hint("`enisle token list` shows those there are"),
+            TokenError::NoRandomness(_) | TokenError::Store(_) => new(Code::Internal),
+        }
+        .into()
     }
 }
 

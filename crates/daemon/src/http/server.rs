@@ -1,10 +1,14 @@
 //! The API's unix socket and the connections on it.
 //!
-//! Owns: the socket's file, how many connections there are, and their orderly end. Refuses: TCP;
-//! who may use the API is decided by the file's mode.
+//! Owns: the socket's file, how many connections there are, and their orderly end. Refuses: TCP
+//! ([`super::tcp`]); who may use this socket is decided by the file's mode.
 
+use crate::access::Peer;
 use crate::group_file;
 use axum::Router;
+use axum::extract::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::fs::Permissions;
@@ -13,6 +17,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
@@ -22,11 +27,11 @@ use tokio_util::task::TaskTracker;
 /// Connections at a time: two for every stream that a few VMs may have.
 const MAX_CONNECTIONS: usize = 4096;
 /// A client sends the head of its request within this time.
-const HEADER_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const HEADER_PATIENCE: Duration = Duration::from_secs(30);
 /// Connections that are idle or in the middle of an answer get this long at the end.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 /// When descriptors are short, some may be free again after this time.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Who may use the API without being root.
 const GROUP: &str = "enisle";
 /// Read and write for owner and group.
@@ -145,7 +150,8 @@ pub(crate) async fn serve(listener: Listener, router: Router, stop: Cancellation
                 }
             },
         };
-        let served = serve_connection(stream, router.clone(), stop.clone());
+        let service = Identified { peer: peer_of(&stream), router: router.clone() };
+        let served = serve_connection(stream, service, stop.clone());
         let abort = abort.clone();
         connections.spawn(async move {
             let _place = place;
@@ -169,11 +175,51 @@ async fn accept(
     Ok((listener.accept().await?.0, place))
 }
 
-async fn serve_connection(stream: UnixStream, router: Router, stop: CancellationToken) {
+/// Who connected, as the kernel wrote it down at that moment (unix(7)).
+fn peer_of(stream: &UnixStream) -> Peer {
+    match stream.peer_cred() {
+        Ok(cred) => Peer::Unix { uid: cred.uid(), gid: cred.gid(), pid: cred.pid() },
+        // Who opened the socket may use it, whoever it is: the ids are for the log.
+        Err(error) => {
+            tracing::warn!("the kernel does not say who connected: {error}");
+            Peer::Unix { uid: u32::MAX, gid: u32::MAX, pid: None }
+        }
+    }
+}
+
+/// What is known of the other end of a connection, for its requests.
+pub(super) trait Mark: Clone + Send + Sync + 'static {
+    /// Puts it into a request.
+    fn mark(self, request: &mut Request<Incoming>);
+}
+
+impl Mark for Peer {
+    fn mark(self, request: &mut Request<Incoming>) {
+        request.extensions_mut().insert(self);
+    }
+}
+
+/// The API for one connection: each request with what is known of the other end.
+pub(super) struct Identified<P> {
+    pub(super) peer: P,
+    pub(super) router: Router,
+}
+
+/// Serves one connection to its end, or for a short while after `stop`.
+pub(super) async fn serve_connection<P: Mark>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    service: Identified<P>,
+    stop: CancellationToken,
+) {
+    let Identified { peer, router } = service;
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        peer.clone().mark(&mut request);
+        router.call(request)
+    });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
-    let connection =
-        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).with_upgrades();
+    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let served = tokio::select! {
         served = &mut connection => served,

@@ -1,5 +1,6 @@
 //! The API over a real unix socket, with parts that exist only as names.
 
+mod access;
 mod description;
 mod guest;
 mod leftover;
@@ -27,6 +28,7 @@ struct Api {
     socket: PathBuf,
     stop: CancellationToken,
     server: JoinHandle<()>,
+    router: Router,
     _dir: tempfile::TempDir,
 }
 
@@ -35,11 +37,19 @@ fn api(guest: Guest) -> Api {
     let socket = dir.path().join("new/api.sock");
     let bench = bench(guest, FaultPlan::default());
     let version = Version { enisle: "0".into(), scope: "00000000".into(), pid: 1, hypervisor: "none".into() };
-    let app = App { registry: Arc::clone(&bench.registry), version, stopping: bench.stopping.clone() };
+    let app = App {
+        registry: Arc::clone(&bench.registry),
+        version,
+        stopping: bench.stopping.clone(),
+        tokens: Tokens::open(Arc::clone(&bench.store)).unwrap(),
+        attempts: Attempts::new(Duration::from_millis(20)),
+        entrances: Arc::default(),
+    };
     let stop = CancellationToken::new();
-    let router = routes(Arc::new(app)).route("/panic", get(|| async { panic!("asked to") as () }));
-    let server = tokio::spawn(serve(Listener::bind(&socket).unwrap(), guarded(router), stop.clone()));
-    Api { bench, socket, stop, server, _dir: dir }
+    let panics = axum::routing::get(|| async { panic!("asked to") as () });
+    let router = guarded(routes(Arc::new(app)).route("/panic", panics));
+    let server = tokio::spawn(serve(Listener::bind(&socket).unwrap(), router.clone(), stop.clone()));
+    Api { bench, socket, stop, server, router, _dir: dir }
 }
 
 impl Api {

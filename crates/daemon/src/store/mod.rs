@@ -16,6 +16,7 @@ mod row;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -35,6 +36,7 @@ use row::{COLUMNS, json_of, json_of_labels, number_of};
 pub use error::StoreError;
 pub use keys::{KEY_MS, KeyUse, MAX_KEYS};
 pub use row::{Intent, Lifetime, NewVm, VmRow, VmmProcess, is_vm_name};
+pub use tokens::TokenRow;
 
 const DATABASE: &str = "state.db";
 

@@ -261,15 +261,15 @@ fn people_can_read_it_and_nobody_else() {
 #[test]
 fn a_newer_schema_is_refused_and_left_alone() {
     let (directory, store) = open();
-    store.connection().pragma_update(None, "user_version", 7).unwrap();
+    store.connection().pragma_update(None, "user_version", 8).unwrap();
     drop(store);
     let state = directory.path().join("state");
     let error = Store::open(&state).unwrap_err();
-    assert!(matches!(error, StoreError::TooNew { found: 7, known: 6, .. }), "{error}");
-    assert!(error.to_string().contains("newer enisle (schema 7, this one knows 6)"));
+    assert!(matches!(error, StoreError::TooNew { found: 8, known: 7, .. }), "{error}");
+    assert!(error.to_string().contains("newer enisle (schema 8, this one knows 7)"));
     let reader = Connection::open(state.join("state.db")).unwrap();
     let version: u32 = reader.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
-    assert_eq!(version, 7);
+    assert_eq!(version, 8);
 }
 
 #[test]
@@ -386,7 +386,8 @@ fn labels_and_lifetimes_last_and_old_rows_have_none() {
         reserve(&store);
         // Back to the schema before, with a row.
         let older = "ALTER TABLE vms DROP COLUMN labels; ALTER TABLE vms DROP COLUMN ttl_ms;
-             ALTER TABLE vms DROP COLUMN idle_timeout_ms; DROP TABLE idempotency_keys; PRAGMA user_version = 4;";
+             ALTER TABLE vms DROP COLUMN idle_timeout_ms; DROP TABLE idempotency_keys; DROP TABLE tokens;
+             PRAGMA user_version = 4;";
         store.connection().execute_batch(older).unwrap();
     }
     Store::open(&state)

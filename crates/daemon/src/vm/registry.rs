@@ -14,6 +14,7 @@ use super::owner::Owner;
 use super::plan::{GroupPlan, StateDirs, VmPlan};
 use super::table::State;
 use super::{Handle, VmError, remove, request};
+use crate::access::view;
 use crate::chain::Chain;
 use crate::events::Events;
 use crate::fault::Step;
@@ -57,7 +58,7 @@ impl Registry {
     /// Starts a VM: returns when it has its name, its address, and a place in the queue of those that
     /// start.
     pub(crate) fn start(&self, create: &CreateVm) -> Result<Handle, VmError> {
-        let accepted = request::accept(&self.groups, create)?;
+        let accepted = request::accept(&self.seen_groups(), create)?;
         let place = self.workshop.queue.enter(u64::from(accepted.vm.ram_mib))?;
         // One lock over "are we stopping?" and the insertion, so that the way down misses none.
         let mut vms = self.lock();
@@ -133,14 +134,18 @@ impl Registry {
         &*self.workshop.parts
     }
 
-    /// One VM.
+    /// One VM that the caller sees.
     pub(crate) fn get(&self, name: &str) -> Result<Handle, VmError> {
-        self.lock().get(name).cloned().ok_or_else(|| VmError::NoSuchVm { name: name.to_owned() })
+        let found = self.lock().get(name).filter(|vm| view::sees(&vm.plan.row.group)).cloned();
+        found.ok_or_else(|| VmError::NoSuchVm { name: name.to_owned() })
     }
 
-    /// All VMs: by group, then by length and letters of the name, so that 10 comes after 9.
+    /// All VMs that the caller sees: by group, then by length and letters of the name, so that 10 comes after 9.
     pub(crate) fn list(&self) -> Vec<Handle> {
-        let mut all: Vec<Handle> = self.lock().values().cloned().collect();
+        let vms = self.lock();
+        let mut all: Vec<Handle> =
+            vms.values().filter(|vm| view::sees(&vm.plan.row.group)).cloned().collect();
+        drop(vms);
         all.sort_by(|a, b| {
             let key = |handle: &Handle| {
                 (handle.plan.row.group.clone(), handle.name().len(), handle.name().to_owned())
@@ -150,7 +155,12 @@ impl Registry {
         all
     }
 
-    /// The groups as configured.
+    /// The groups that the caller sees.
+    fn seen_groups(&self) -> Vec<Arc<GroupPlan>> {
+        self.groups.iter().filter(|group| view::sees(&group.config.name)).cloned().collect()
+    }
+
+    /// The groups that the caller sees, as configured.
     pub(crate) fn groups(&self) -> Vec<Group> {
         let handles = self.list();
         let show = |group: &Arc<GroupPlan>| {
@@ -172,7 +182,7 @@ impl Registry {
                 },
             }
         };
-        self.groups.iter().map(show).collect()
+        self.seen_groups().iter().map(show).collect()
     }
 
     /// Starts the VMs that the file asks for and that are not there yet; returns at once.

@@ -1,5 +1,6 @@
 //! The binary as users run it, against a daemon double.
 
+mod context;
 mod cp;
 mod doctor;
 mod exec;

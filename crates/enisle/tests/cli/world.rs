@@ -10,7 +10,11 @@ use std::time::{Duration, Instant};
 /// The binary under test, without the caller's environment of it.
 pub(crate) fn enisle() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_enisle"));
-    command.env_remove("ENISLE_API").stdin(Stdio::null());
+    for name in ["ENISLE_API", "ENISLE_CONTEXT", "ENISLE_TOKEN_FILE"] {
+        command.env_remove(name);
+    }
+    // Contexts of whoever runs the tests are none of ours.
+    command.env("XDG_CONFIG_HOME", "/nonexistent").stdin(Stdio::null());
     command
 }
 

@@ -53,6 +53,7 @@ golden! {
     initramfs_alone
     kernel_missing
     limits
+    listen
     long_line
     many
     merge_key
@@ -85,6 +86,7 @@ golden! {
     syntax_tab
     syntax_unclosed_quote
     tags
+    tls_files
     two_documents
     unknown_keys
     userdata_is_a_path

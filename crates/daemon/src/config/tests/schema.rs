@@ -14,10 +14,14 @@ fn the_schema_that_is_shipped_is_the_schema_of_the_reader() {
 
 /// A file with every required key, as JSON.
 fn smallest() -> Json {
-    json!({ "config": { "host_groups": [{
-        "name": "agents",
-        "network": { "mode": "isolated", "range": "169.254.100.0/22", "limits": {} },
-    }] } })
+    json!({ "config": {
+        "host_groups": [{
+            "name": "agents",
+            "network": { "mode": "isolated", "range": "169.254.100.0/22", "limits": {} },
+        }],
+        "listen": [{ "address": "127.0.0.1" }],
+        "tls": { "certificate": "/boot/vmlinuz", "key": "/boot/vmlinuz" },
+    } })
 }
 
 /// Each mapping of the file: where it is in [`smallest`], and its schema.
@@ -28,6 +32,8 @@ fn mappings() -> Vec<(&'static str, Json)> {
     vec![
         ("", schema.clone()),
         ("/config", at("/properties/config")),
+        ("/config/listen/0", at("/properties/config/properties/listen/items")),
+        ("/config/tls", at("/properties/config/properties/tls")),
         ("/config/host_groups/0", at(group)),
         ("/config/host_groups/0/network", at(&format!("{group}/properties/network"))),
         (

@@ -9,7 +9,7 @@ mod place;
 mod ssh_key;
 mod word;
 
-pub(super) use network::{Address, RangeText, RuleText};
+pub(super) use network::{Address, HostAddress, RangeText, RuleText};
 pub(super) use number::{Gigabytes, Megabytes, Size, Whole};
 pub(super) use place::{ApiSocket, Directory, FilePath, StateDirectory};
 pub use ssh_key::SshKey;

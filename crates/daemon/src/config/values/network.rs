@@ -1,7 +1,7 @@
 //! Ranges, policy entries and addresses. Their grammar is the network engine's; here it gets a
 //! place in the schema.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use enisle_net::plan::Range;
 use enisle_net::policy::Rule;
@@ -46,6 +46,35 @@ impl Text for RuleText {
             "pattern": format!("^{QUAD}(/[0-9]{{1,2}})?(:[0-9]+(-[0-9]+)?(/(tcp|udp))?)?$"),
             "examples": ["192.168.1.0/24", "192.168.1.10:5432", "10.0.0.0/8:8000-8080/tcp"],
         })
+    }
+}
+
+/// An address to listen on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::config) struct HostAddress(pub(in crate::config) IpAddr);
+
+impl Text for HostAddress {
+    const WHAT: &'static str = "an address of this host such as \"192.168.1.5\" or \"0.0.0.0\"";
+    const MAX_BYTES: usize = 64;
+
+    fn parse(text: &str) -> Result<HostAddress, Mistake> {
+        let Ok(address) = text.parse::<IpAddr>() else {
+            return Err(Mistake::new(
+                format!("`{}` is not an address", clip(text)),
+                "write 0.0.0.0 for all addresses of this host, or one of them; names do not work here, and the port is a key of its own",
+            ));
+        };
+        if address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+            return Err(Mistake::new(
+                format!("{address} is not the address of one machine"),
+                "write an address of this host",
+            ));
+        }
+        Ok(HostAddress(address))
+    }
+
+    fn words() -> Json {
+        json!({ "pattern": "^[0-9a-fA-F.:]+$", "examples": ["0.0.0.0"] })
     }
 }
 

@@ -44,8 +44,8 @@ impl Text for ApiSocket {
         let host_and_port = path.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         if !path.starts_with('/') && (host_and_port || path.contains("://") || path.starts_with("tcp:")) {
             return Err(Mistake::new(
-                "the API is served on a unix socket only in this version",
-                "use api: \"unix:/run/enisle/api.sock\"; ssh can forward it",
+                "`api` is the path of a unix socket",
+                "use api: \"unix:/run/enisle/api.sock\"; TCP addresses go into `listen`",
             ));
         }
         absolute(path, MAX_SOCKET_PATH).map(ApiSocket)

@@ -14,8 +14,14 @@ async fn the_document_has_every_route_and_no_other() {
     let api = api(Guest::Honest);
     for (path, item) in paths {
         // No route has it, so that the answer names those there are.
-        let (status, headers, _) =
-            api.ask_with("OPTIONS", &path.replace("{name}", "x").replace("{file}", "x"), &[], "").await;
+        let (status, headers, _) = api
+            .ask_with(
+                "OPTIONS",
+                &path.replace("{name}", "x").replace("{file}", "x").replace("{id}", "x"),
+                &[],
+                "",
+            )
+            .await;
         assert_eq!(status, 405, "{path}");
         let allowed = headers["allow"].to_str().unwrap().to_lowercase();
         let allowed: BTreeSet<&str> = allowed.split(',').filter(|method| *method != "head").collect();
@@ -53,6 +59,10 @@ async fn answers_are_among_those_described() {
         ("GET", "/v1/groups/agents/policy", routes::GROUP_POLICY, ""),
         ("GET", "/v1/vms/agents-1/log", routes::VM_LOG, ""),
         ("GET", "/v1/vms/agents-1/stream", routes::VM_STREAM, ""),
+        ("GET", routes::TOKENS, routes::TOKENS, ""),
+        ("POST", routes::TOKENS, routes::TOKENS, r#"{"scopes":["admin"]}"#),
+        ("POST", routes::TOKENS, routes::TOKENS, r#"{"scopes":[]}"#),
+        ("DELETE", "/v1/tokens/0123abcd", routes::TOKEN, ""),
         ("GET", routes::OPENAPI, routes::OPENAPI, ""),
         ("GET", routes::DOCS, routes::DOCS, ""),
         ("GET", "/docs/page.js", routes::DOCS_FILE, ""),

@@ -1,9 +1,10 @@
 //! VMs made under an idempotency key: asked for again, they are given again.
 //!
-//! Owns: that one key makes one VM, however often and at whatever moments it is asked. Refuses:
+//! Owns: that one key of a caller makes one VM, however often and at whatever moments it is asked. Refuses:
 //! keys that are none.
 
 use super::{Registry, Unready};
+use crate::access::view;
 use crate::store::KeyUse;
 use crate::vm::lifetime::now_ms;
 use crate::vm::{Handle, VmError};
@@ -39,6 +40,7 @@ impl Registry {
 
     async fn find_or_start(&self, create: &CreateVm, key: &str) -> Result<Once, VmError> {
         let request = fingerprint(create);
+        let key = &format!("{}{key}", view::key_prefix());
         // One at a time, so that two requests under one key do not both find nothing.
         let _turn = self.keyed.lock().await;
         if let Some(used) = self.workshop.store.key_use(key, now_ms())? {

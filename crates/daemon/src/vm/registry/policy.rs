@@ -104,7 +104,7 @@ impl Registry {
     }
 
     fn group(&self, name: &str) -> Result<Arc<GroupPlan>, VmError> {
-        request::find_group(&self.groups, Some(name)).map(Arc::clone)
+        request::find_group(&self.seen_groups(), Some(name)).map(Arc::clone)
     }
 }
 
