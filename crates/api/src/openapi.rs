@@ -259,12 +259,16 @@ fn guests(document: &mut Document) {
         ))
         .nothing()
         .end(&codes);
+    archives(document, &codes);
+}
+
+fn archives(document: &mut Document, codes: &[Code]) {
     document
         .get(routes::VM_ARCHIVE, "readArchive", "A file or directory as a tar stream.")
         .write()
         .param(PATH)
         .bytes("application/x-tar", "The archive; its root is the last component of the path.")
-        .end(&codes);
+        .end(codes);
     document
         .put(
             routes::VM_ARCHIVE,
@@ -274,7 +278,7 @@ fn guests(document: &mut Document) {
         .param(PATH)
         .bytes_body("application/x-tar", "The archive, of any length.")
         .nothing()
-        .end(&codes);
+        .end(codes);
 }
 
 #[cfg(test)]

@@ -213,12 +213,7 @@ async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError>
         let closed = blocking("removing the network", move || network.close()).await?;
         return Err(closed.map_or_else(BootError::Network, |()| BootError::Watch(error)));
     }
-    let version = Version {
-        enisle: env!("CARGO_PKG_VERSION").to_owned(),
-        scope: scope.clone(),
-        pid: std::process::id(),
-        hypervisor: format!("{} {} ({})", vmm.name(), vmm.version(), vmm.accelerator()),
-    };
+    let version = version(&scope, &*vmm);
     tracing::info!(scope, hypervisor = version.hypervisor, api = %config.api.display(), "up");
     faults.announce();
     let names = NameServers::new();
@@ -247,15 +242,10 @@ async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError>
         stopping: wishes.stop.clone(),
         tokens,
         attempts: Attempts::new(DELAY),
-        entrances: Arc::clone(&entrances),
+        entrances,
     };
     let close_api = CancellationToken::new();
-    let router = http::router(Arc::new(app));
-    let remote = http::serve_tcp(bound, entrances, router.clone(), close_api.clone());
-    let local = http::serve(listener, router, close_api.clone());
-    let api = tokio::spawn(async {
-        tokio::join!(local, remote);
-    });
+    let api = tokio::spawn(http::serve_all(listener, bound, Arc::new(app), close_api.clone()));
     if !wishes.stop.is_cancelled() {
         registry.start_configured();
     }
@@ -265,6 +255,15 @@ async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError>
         shutdown::wait_and_leave(up).await;
     }
     Ok(shutdown::wait_and_stop(up).await)
+}
+
+fn version(scope: &str, vmm: &dyn Vmm) -> Version {
+    Version {
+        enisle: env!("CARGO_PKG_VERSION").to_owned(),
+        scope: scope.to_owned(),
+        pid: std::process::id(),
+        hypervisor: format!("{} {} ({})", vmm.name(), vmm.version(), vmm.accelerator()),
+    }
 }
 
 /// Runs what blocks, to its end.

@@ -25,8 +25,8 @@ mod tokens;
 mod verify;
 mod vms;
 
-pub(crate) use server::{ListenError, Listener, serve};
-pub(crate) use tcp::{BindError, Bound, Entrances, serve_tcp};
+pub(crate) use server::{ListenError, Listener};
+pub(crate) use tcp::{BindError, Bound, Entrances};
 pub(crate) use tls::{Certificates, Files, TlsError};
 
 use crate::access::Tokens;
@@ -41,8 +41,10 @@ use axum::{Extension, Json, Router};
 use enisle_api::{Code, Group, Health, Problem, Version, routes};
 use futures_util::FutureExt;
 use problem::ApiError;
+use server::serve;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use tcp::serve_tcp;
 use tokio_util::sync::CancellationToken;
 
 /// Largest body of a request: a first-boot script of 256 KiB, six times as long in JSON at worst.
@@ -60,9 +62,11 @@ pub(crate) struct App {
     pub(crate) entrances: Arc<Entrances>,
 }
 
-/// The API.
-pub(crate) fn router(app: Arc<App>) -> Router {
-    guarded(routes(app))
+/// Serves the API on all that listens until `stop`, then gives those there are a bounded time to end.
+pub(crate) async fn serve_all(listener: Listener, bound: Bound, app: Arc<App>, stop: CancellationToken) {
+    let entrances = Arc::clone(&app.entrances);
+    let router = guarded(routes(app));
+    tokio::join!(serve(listener, router.clone(), stop.clone()), serve_tcp(bound, entrances, router, stop));
 }
 
 /// What holds for every request, the outermost last.

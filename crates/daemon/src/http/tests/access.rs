@@ -46,16 +46,14 @@ impl Remote {
         path: &str,
         body: &str,
     ) -> (u16, HeaderMap, Value) {
-        self.ask_with(token, method, path, None, body).await
+        self.ask_with(token, [method, path, body], None).await
     }
 
     async fn ask_with(
         &self,
         token: Option<&str>,
-        method: &str,
-        path: &str,
+        [method, path, body]: [&str; 3],
         key: Option<&str>,
-        body: &str,
     ) -> (u16, HeaderMap, Value) {
         let io = TokioIo::new(self.connect().await);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
@@ -241,7 +239,7 @@ async fn a_key_is_its_tokens_own() {
     let body = r#"{"labels":{"job":"17"}}"#;
     let mut names = Vec::new();
     for token in [&first, &second, &first] {
-        let (status, _, vm) = remote.ask_with(Some(token), "POST", routes::VMS, Some("k"), body).await;
+        let (status, _, vm) = remote.ask_with(Some(token), ["POST", routes::VMS, body], Some("k")).await;
         assert_eq!(status, 201, "{vm}");
         names.push(vm["name"].as_str().unwrap().to_owned());
     }
