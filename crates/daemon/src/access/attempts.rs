@@ -2,8 +2,8 @@
 //!
 //! Owns: the table of addresses with an attempt that waits for its answer. It is as large as there
 //! are such connections, which are bounded, so that nothing is forgotten by force. While an address
-//! has [`AT_ONCE`] of them, no token from it is looked at: at most so many guesses per
-//! [`DELAY`] can be made. A good token is never slow, and an address is free again at once when its
+//! has [`AT_ONCE`] of them, no token from it is looked at: about so many guesses per
+//! [`DELAY`] can be made (a few more, where several processors look at the same moment). A good token is never slow, and an address is free again at once when its
 //! attempts are answered. Refuses: judging tokens.
 
 use std::collections::HashMap;

@@ -52,10 +52,12 @@ pub(crate) struct Entrances {
 }
 
 /// Sockets that listen already.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Bound {
     secure: Vec<TcpListener>,
     loopback: Option<TcpListener>,
+    /// How long a stranger may stay one.
+    pub(super) patience: Duration,
 }
 
 impl Bound {
@@ -64,6 +66,7 @@ impl Bound {
         Ok(Self {
             secure: secure.iter().copied().map(bind).collect::<Result<_, _>>()?,
             loopback: loopback.map(bind).transpose()?,
+            patience: STRANGER_PATIENCE,
         })
     }
 
@@ -122,6 +125,7 @@ pub(crate) async fn serve_tcp(
     stop: CancellationToken,
 ) {
     let hall = Hall {
+        patience: bound.patience,
         places: Places::new(),
         router,
         stop: stop.clone(),
@@ -151,6 +155,7 @@ pub(crate) async fn serve_tcp(
 /// What all entrances share.
 #[derive(Clone)]
 struct Hall {
+    patience: Duration,
     places: Places,
     router: Router,
     stop: CancellationToken,
@@ -197,6 +202,9 @@ impl Hall {
         // Answers are written whole; waiting for more would only delay them.
         let _ = stream.set_nodelay(true);
         let Some(acceptor) = acceptor else {
+            if !connection.trust() {
+                return tracing::debug!(%from, "too many connections");
+            }
             let remote = Remote { peer: Peer::Loopback(from), connection: Arc::clone(&connection) };
             let service = Identified { peer: remote, router: self.router };
             return serve_connection(connection.wrap(stream), service, self.stop).await;
@@ -211,7 +219,7 @@ impl Hall {
         let service = Identified { peer: remote, router: self.router };
         let served = serve_connection(connection.wrap(stream), service, self.stop);
         let strange = async {
-            sleep(STRANGER_PATIENCE).await;
+            sleep(self.patience).await;
             if !connection.is_strange() {
                 std::future::pending::<()>().await;
             }

@@ -19,9 +19,15 @@ struct Remote {
 }
 
 async fn remote(api: &Api) -> Remote {
+    patient(api, Duration::from_secs(30)).await
+}
+
+/// The same where a stranger may stay one for so long.
+async fn patient(api: &Api, patience: Duration) -> Remote {
     let dir = api.socket.parent().unwrap().join("tls");
     let certificates = Arc::new(Certificates::own(&dir, &["127.0.0.1".to_owned()]).unwrap());
-    let bound = Bound::bind(&["127.0.0.1:0".parse().unwrap()], None).unwrap();
+    let mut bound = Bound::bind(&["127.0.0.1:0".parse().unwrap()], None).unwrap();
+    bound.patience = patience;
     let entrances = Arc::new(bound.entrances(Some(certificates)));
     let address = entrances.listens()[0].strip_prefix("https://").unwrap().parse().unwrap();
     tokio::spawn(serve_tcp(bound, entrances, api.router.clone(), api.stop.clone()));
@@ -354,4 +360,60 @@ async fn plain_http_is_told_that_this_is_tls_and_silence_hurts_nobody() {
     assert_eq!(remote.ask(None, "GET", routes::HEALTH, "").await.0, 200);
     api.stop.cancel();
     timeout(SOON, api.server).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn who_brings_no_token_in_time_is_cut_and_a_holder_stays() {
+    let api = api(Guest::Honest);
+    let patience = Duration::from_millis(700);
+    let remote = patient(&api, patience).await;
+    let (_, text) = token(&api, &["group:agents:ro"]).await;
+    let begun = std::time::Instant::now();
+    let mut holder = remote.connect().await;
+    let head =
+        format!("GET /v1/events?follow=true HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {text}\r\n\r\n");
+    holder.write_all(head.as_bytes()).await.unwrap();
+    read_until(&mut holder, "200 OK").await;
+    let mut stranger = remote.connect().await;
+    stranger.write_all(b"GET /v1/health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    read_until(&mut stranger, "200 OK").await;
+    let mut rest = Vec::new();
+    // An end without a word of TLS is an error too.
+    let _ = timeout(SOON, stranger.read_to_end(&mut rest)).await.expect("the stranger stays");
+    assert!(begun.elapsed() >= patience);
+    api.json("POST", routes::VMS, "{}").await;
+    read_until(&mut holder, "vm_created").await;
+}
+
+#[tokio::test]
+async fn one_addresss_strangers_starve_neither_the_unix_socket_nor_holders() {
+    let api = api(Guest::Honest);
+    let remote = remote(&api).await;
+    let (_, text) = token(&api, &["group:agents:ro"]).await;
+    let mut holder = remote.connect().await;
+    let list = format!("GET /v1/vms HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {text}\r\n\r\n");
+    holder.write_all(list.as_bytes()).await.unwrap();
+    read_until(&mut holder, "200 OK").await;
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(TcpStream::connect(remote.address).await.unwrap());
+    }
+    let last = silent.last_mut().unwrap();
+    let read = timeout(SOON, last.read(&mut [0])).await.expect("one too many is let in");
+    assert!(!read.is_ok_and(|read| read > 0));
+    assert_eq!(api.json("GET", routes::HEALTH, "").await.0, 200);
+    holder.write_all(list.as_bytes()).await.unwrap();
+    read_until(&mut holder, "200 OK").await;
+    silent.clear();
+    // Their ends have to be seen first.
+    timeout(SOON, async {
+        loop {
+            let stream = TcpStream::connect(remote.address).await.unwrap();
+            if remote.connector.connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await.is_ok() {
+                break;
+            }
+        }
+    })
+    .await
+    .unwrap();
 }
