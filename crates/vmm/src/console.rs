@@ -1,20 +1,27 @@
-//! Owns the serial console of one microVM: a bounded pair of log files and a live broadcast.
-//! Refuses to let a guest cost more than that: disk, memory and CPU are all bounded.
+//! Owns the serial console of one microVM: a bounded pair of log files, a live broadcast, and the
+//! seats of those who type into it. Refuses to let a guest or a reader cost more than that: disk,
+//! memory and CPU are all bounded, and nobody who watches holds anybody up.
 
-use std::io;
+mod seats;
+
+use std::convert::Infallible;
+use std::io::{self, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::fs::{File, OpenOptions};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::{Mutex, broadcast};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Mutex, broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::error::{Cause, OnPath};
 use crate::pace::Pace;
 use crate::spec::ConsoleSpec;
+use seats::{KEYS_WAITING, Seats};
+pub use seats::{NotTyped, Seat, Viewer};
 
 /// A console is for people: half a MiB a second is more than anyone reads, and at that rate
 /// the pump takes well under a hundredth of a CPU.
@@ -41,6 +48,21 @@ struct Shared {
     live: broadcast::Sender<Arc<[u8]>>,
     panicked: AtomicBool,
     path: PathBuf,
+    seats: watch::Sender<Seats>,
+    keys: mpsc::Sender<Box<[u8]>>,
+    /// What is typed, until the guest's end of it is there.
+    typed: std::sync::Mutex<Option<mpsc::Receiver<Box<[u8]>>>>,
+}
+
+/// A seat at a console, with what there is to see from it.
+#[derive(Debug)]
+pub struct Attached {
+    /// The console's end so far.
+    pub tail: Vec<u8>,
+    /// Everything after it.
+    pub live: ConsoleStream,
+    /// The seat.
+    pub viewer: Viewer,
 }
 
 /// A piece of a live console.
@@ -75,12 +97,16 @@ impl Console {
     /// Opens the log, appending to what a former VM of this path left.
     pub(crate) async fn open(spec: &ConsoleSpec) -> Result<Self, Cause> {
         let log = Log::open(spec).await.on("open console log", &spec.log_path)?;
+        let (keys, typed) = mpsc::channel(KEYS_WAITING);
         Ok(Self {
             shared: Arc::new(Shared {
                 log: Mutex::new(log),
                 live: broadcast::channel(BACKLOG).0,
                 panicked: AtomicBool::new(false),
                 path: spec.log_path.clone(),
+                seats: watch::Sender::new(Seats::default()),
+                keys,
+                typed: std::sync::Mutex::new(Some(typed)),
             }),
         })
     }
@@ -104,8 +130,27 @@ impl Console {
     /// When a log file cannot be read.
     pub async fn follow(&self) -> io::Result<(Vec<u8>, ConsoleStream)> {
         let mut log = self.shared.log.lock().await;
+        let live = self.live(&log);
+        Ok((log.read().await?, live))
+    }
+
+    /// Takes a seat: the last bytes of the console, at most `most`, everything after them without a
+    /// gap or a repetition, and the right to write for who is alone. `label` is shown to the others.
+    ///
+    /// # Errors
+    /// When a log file cannot be read. `QuotaExceeded` when every seat is taken.
+    pub async fn attach(&self, label: String, most: u64) -> io::Result<Attached> {
+        let shared = &self.shared;
+        let viewer = Viewer::sit_down(&shared.seats, shared.keys.clone(), label)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::QuotaExceeded, "every seat is taken"))?;
+        let log = shared.log.lock().await;
+        let live = self.live(&log);
+        Ok(Attached { tail: log.tail(most).await?, live, viewer })
+    }
+
+    fn live(&self, log: &Log) -> ConsoleStream {
         let live = if log.ended { broadcast::channel(1).1 } else { self.shared.live.subscribe() };
-        Ok((log.read().await?, ConsoleStream { live }))
+        ConsoleStream { live }
     }
 
     /// Whether the guest's kernel said that it panicked. The guest may lie about it, to the
@@ -119,7 +164,20 @@ impl Console {
         tokio::spawn(self.clone().run(stream))
     }
 
-    async fn run(self, mut stream: UnixStream) {
+    async fn run(self, stream: UnixStream) {
+        let typed = self.shared.typed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (output, input) = stream.into_split();
+        tokio::select! {
+            () = self.read(output) => {}
+            never = type_in(typed, input) => match never {},
+        }
+        let mut log = self.shared.log.lock().await;
+        log.ended = true;
+        // Nobody listening is no error.
+        let _ = self.shared.live.send(Arc::from([]));
+    }
+
+    async fn read(&self, mut stream: OwnedReadHalf) {
         let mut pace = Pace::new(BYTES_PER_SECOND, BURST);
         let mut mark = Mark::default();
         let mut buffer = vec![0; CHUNK];
@@ -132,10 +190,6 @@ impl Console {
             self.take(bytes).await;
             pace.spent(read.max(LEAST)).await;
         }
-        let mut log = self.shared.log.lock().await;
-        log.ended = true;
-        // Nobody listening is no error.
-        let _ = self.shared.live.send(Arc::from([]));
     }
 
     /// Log and broadcast under one lock: that is what makes [`Console::follow`] gapless.
@@ -149,6 +203,20 @@ impl Console {
         }
         let _ = self.shared.live.send(Arc::from(bytes));
     }
+}
+
+/// Passes on what is typed, at the pace the guest takes it. It never ends: a half of a connection
+/// that is dropped would be shut, which the VMM takes for its peer's end.
+async fn type_in(typed: Option<mpsc::Receiver<Box<[u8]>>>, mut guest: OwnedWriteHalf) -> Infallible {
+    if let Some(mut typed) = typed {
+        while let Some(bytes) = typed.recv().await {
+            // The reading half sees the end, and the supervisor says why.
+            if guest.write_all(&bytes).await.is_err() {
+                break;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 /// Two files of at most `max` bytes each.
@@ -206,11 +274,33 @@ impl Log {
         Ok(all)
     }
 
+    /// The last bytes of both files, at most `most`.
+    async fn tail(&self, most: u64) -> io::Result<Vec<u8>> {
+        let newer = end_of(&self.path, most).await?;
+        let missing = most.saturating_sub(newer.len() as u64);
+        let mut tail = match end_of(&self.rotated(), missing).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            read => read?,
+        };
+        tail.extend(newer);
+        Ok(tail)
+    }
+
     fn rotated(&self) -> PathBuf {
         let mut name = self.path.clone().into_os_string();
         name.push(".1");
         name.into()
     }
+}
+
+/// The last bytes of a file, at most `most`.
+async fn end_of(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path).await?;
+    let size = file.metadata().await?.len();
+    file.seek(SeekFrom::Start(size.saturating_sub(most))).await?;
+    let mut end = Vec::new();
+    file.take(most).read_to_end(&mut end).await?;
+    Ok(end)
 }
 
 /// Finds [`PANIC_MARK`] in a stream, also across two reads.
@@ -289,5 +379,51 @@ mod tests {
         let (all, mut ended) = console.follow().await.unwrap();
         assert_eq!(all, b"before after");
         assert_eq!(ended.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_seat_shows_the_consoles_end_and_what_comes_and_types_into_the_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let console = Console::open(&spec(&dir, 16 << 10)).await.unwrap();
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let pump = console.pump(host);
+        // Three files' worth: the end spans both that are kept.
+        let all: Vec<u8> = (0..5000).flat_map(|line| format!("{line:08}\n").into_bytes()).collect();
+        guest.write_all(&all).await.unwrap();
+        while !console.history().await.unwrap().ends_with(b"00004999\n") {
+            tokio::task::yield_now().await;
+        }
+        let Attached { tail, mut live, viewer } = console.attach("a".into(), 20 << 10).await.unwrap();
+        assert_eq!(tail, all[all.len() - (20 << 10)..]);
+        viewer.write(b"ls\r").unwrap();
+        let mut typed = [0; 3];
+        guest.read_exact(&mut typed).await.unwrap();
+        assert_eq!(&typed, b"ls\r");
+        guest.write_all(b"answer").await.unwrap();
+        assert_eq!(live.next().await, Some(ConsoleChunk::Output(Arc::from(*b"answer"))));
+        drop(guest);
+        pump.await.unwrap();
+        assert_eq!(live.next().await, None);
+        assert_eq!(viewer.write(b"x"), Err(NotTyped::Ended));
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_misses_the_middle_and_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let console = Console::open(&spec(&dir, 1 << 20)).await.unwrap();
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let pump = console.pump(host);
+        let mut slow = console.attach("slow".into(), 0).await.unwrap();
+        let mut quick = console.attach("quick".into(), 0).await.unwrap();
+        for line in 0..3 * BACKLOG {
+            guest.write_all(format!("{line:04}\n").as_bytes()).await.unwrap();
+            // One chunk a line, so that the backlog is what it is counted in.
+            assert!(matches!(quick.live.next().await, Some(ConsoleChunk::Output(_))));
+        }
+        let missed = (2 * BACKLOG) as u64;
+        assert_eq!(slow.live.next().await, Some(ConsoleChunk::Skipped(missed)));
+        assert_eq!(slow.live.next().await, Some(ConsoleChunk::Output(Arc::from(*b"0128\n"))));
+        drop(guest);
+        pump.await.unwrap();
     }
 }

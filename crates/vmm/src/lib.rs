@@ -32,7 +32,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 pub use cgroup::{Leftover, kill_group, kill_leftovers, kill_leftovers_except, leftovers};
-pub use console::{Console, ConsoleChunk, ConsoleStream};
+pub use console::{Attached, Console, ConsoleChunk, ConsoleStream, NotTyped, Seat, Viewer};
 pub use detect::{AcceleratorChoice, DetectOptions, Detected, detect};
 pub use error::{Cause, Said, Step, VmmError};
 pub use machine::{Exit, ExitReason, Machine};
