@@ -31,7 +31,9 @@ cat >"$root/etc/systemd/system/console-getty.service.d/enisle.conf" <<'UNIT'
 ExecStart=
 ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud console 115200,38400,9600 $TERM
 UNIT
-chroot "$root" systemctl --quiet enable console-getty.service ssh.service
+chroot "$root" systemctl --quiet enable ssh.service
+# Not by `enable`, which hangs it on getty.target: that one is masked below, with all it would start.
+ln -s /lib/systemd/system/console-getty.service "$root/etc/systemd/system/multi-user.target.wants/"
 
 # What a microVM has no use for, and what only delays its start.
 for unit in serial-getty@ttyS0.service getty@tty1.service getty.target apt-daily.timer apt-daily-upgrade.timer \
