@@ -7,8 +7,8 @@ mod seats;
 use std::convert::Infallible;
 use std::io::{self, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
@@ -97,18 +97,32 @@ impl Console {
     /// Opens the log, appending to what a former VM of this path left.
     pub(crate) async fn open(spec: &ConsoleSpec) -> Result<Self, Cause> {
         let log = Log::open(spec).await.on("open console log", &spec.log_path)?;
+        Ok(Self::of(log, spec))
+    }
+
+    fn of(log: Log, spec: &ConsoleSpec) -> Self {
         let (keys, typed) = mpsc::channel(KEYS_WAITING);
-        Ok(Self {
-            shared: Arc::new(Shared {
-                log: Mutex::new(log),
-                live: broadcast::channel(BACKLOG).0,
-                panicked: AtomicBool::new(false),
-                path: spec.log_path.clone(),
-                seats: watch::Sender::new(Seats::default()),
-                keys,
-                typed: std::sync::Mutex::new(Some(typed)),
-            }),
-        })
+        let shared = Shared {
+            log: Mutex::new(log),
+            live: broadcast::channel(BACKLOG).0,
+            panicked: AtomicBool::new(false),
+            path: spec.log_path.clone(),
+            seats: watch::Sender::new(Seats::default()),
+            keys,
+            typed: std::sync::Mutex::new(Some(typed)),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// A console whose guest is at the other end of `stream`, without a VMM: for those who stand in for
+    /// one.
+    ///
+    /// # Errors
+    /// When its log cannot be opened.
+    pub async fn over(spec: &ConsoleSpec, stream: UnixStream) -> io::Result<Self> {
+        let console = Self::of(Log::open(spec).await?, spec);
+        console.pump(stream);
+        Ok(console)
     }
 
     /// The newer of the two log files.
