@@ -1,7 +1,7 @@
 //! How the daemon comes up: what it checks, what it clears away first, in which order.
 //!
 //! ```text
-//! configuration ─▶ root? ─▶ state lock ─▶ API socket, TCP ─▶ survivors found, the rest of an earlier
+//! configuration ─▶ root? ─▶ state lock ─▶ API socket, TCP and SSH ports ─▶ survivors found, the rest of an earlier
 //!   run removed ─▶ VMM found ─▶ network engine ─▶ survivors adopted ─▶ API answers ─▶ READY
 //!   ─▶ configured VMs start
 //! ```
@@ -25,6 +25,7 @@ use crate::parts::real::RealParts;
 use crate::parts::{PartError, departures, warm_up, watch};
 use crate::shutdown;
 use crate::signals::{self, Wishes};
+use crate::ssh;
 use crate::store::{Store, StoreError, VmRow};
 use crate::survivors::{self, Found};
 use crate::vm::create::Workshop;
@@ -66,6 +67,9 @@ pub(crate) enum BootError {
     /// The API on TCP.
     #[error("cannot serve the API on TCP")]
     Listening(#[from] ListeningError),
+    /// The consoles' port.
+    #[error("cannot serve consoles over SSH")]
+    Ssh(#[from] ssh::SshError),
     /// A killed run's files.
     #[error("cannot remove what an earlier run left")]
     Files(#[from] PartError),
@@ -175,6 +179,8 @@ pub(crate) struct Up {
     pub(crate) api: JoinHandle<()>,
     /// Ends the API.
     pub(crate) close_api: CancellationToken,
+    /// Consoles over SSH, where the file asks for them.
+    pub(crate) ssh: Option<ssh::Server>,
     pub(crate) dirs: StateDirs,
     /// Held to the end: its lock keeps a second daemon away.
     pub(crate) store: Arc<Store>,
@@ -189,6 +195,7 @@ async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError>
     let tokens = Tokens::open(Arc::clone(&store))?;
     let listener = Listener::bind(&config.api)?;
     let (bound, entrances) = listening::open(config, options.insecure_loopback).await?;
+    let ssh = bind_ssh(config).await?;
     let dirs = StateDirs::new(&config.state_dir);
     if vms.stop {
         store.forget_group_lists()?;
@@ -244,17 +251,25 @@ async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError>
         attempts: Attempts::new(DELAY),
         entrances,
     };
+    let ssh = ssh.map(|ssh| ssh::serve(ssh, ssh::Keys::of(config), Arc::clone(&registry)));
     let close_api = CancellationToken::new();
     let api = tokio::spawn(http::serve_all(listener, bound, Arc::new(app), close_api.clone()));
     if !wishes.stop.is_cancelled() {
         registry.start_configured();
     }
     shutdown::notify(&[sd_notify::NotifyState::Ready]);
-    let up = Up { wishes, registry, network, api, close_api, dirs, store };
+    let up = Up { wishes, registry, network, api, close_api, ssh, dirs, store };
     if vms.keep {
         shutdown::wait_and_leave(up).await;
     }
     Ok(shutdown::wait_and_stop(up).await)
+}
+
+async fn bind_ssh(config: &Config) -> Result<Option<ssh::Listener>, ssh::SshError> {
+    match config.ssh {
+        Some(at) => ssh::Listener::bind(at, &config.state_dir).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 fn version(scope: &str, vmm: &dyn Vmm) -> Version {

@@ -27,6 +27,7 @@ mod options;
 mod parts;
 mod shutdown;
 mod signals;
+mod ssh;
 pub mod store;
 mod survivors;
 mod user_file;

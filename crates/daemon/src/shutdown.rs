@@ -1,7 +1,7 @@
 //! How the daemon goes down.
 //!
-//! Owns: the order of the way down, and that it goes on past what fails: warm slots, then VMs, then
-//! the API, then the network engine, then files. Refuses: hurry before it is asked for twice.
+//! Owns: the order of the way down, and that it goes on past what fails: sessions at consoles, warm
+//! slots, then VMs, then the API, then the network engine, then files. Refuses: hurry before it is asked for twice.
 
 use crate::boot::Up;
 use crate::chain::Chain;
@@ -22,9 +22,10 @@ pub(crate) fn notify(state: &[NotifyState<'_>]) {
 ///
 /// The same as a crash, but for the API's socket: the next start has to cope with that anyway, and
 /// what is being made or removed at this moment is finished or undone there.
-pub(crate) async fn wait_and_leave(up: Up) -> ! {
+pub(crate) async fn wait_and_leave(mut up: Up) -> ! {
     up.wishes.stop.cancelled().await;
     notify(&[NotifyState::Stopping]);
+    close_ssh(&mut up).await;
     up.registry.events().close();
     up.close_api.cancel();
     if up.api.await.is_err() {
@@ -38,9 +39,10 @@ pub(crate) async fn wait_and_leave(up: Up) -> ! {
 
 /// Waits until the daemon is asked to stop, and stops it. Everything it made is gone afterwards,
 /// or the exit code says that it is not.
-pub(crate) async fn wait_and_stop(up: Up) -> ExitCode {
+pub(crate) async fn wait_and_stop(mut up: Up) -> ExitCode {
     up.wishes.stop.cancelled().await;
     notify(&[NotifyState::Stopping]);
+    close_ssh(&mut up).await;
     // Blocks become free now, and nobody comes after these VMs.
     let mut clean = on_network(&up.network, "take away slots made ahead of time", Network::cool_down).await;
     // The API answers meanwhile, so that `vm list` shows what is waited for; it makes no VM.
@@ -76,6 +78,13 @@ pub(crate) async fn wait_and_stop(up: Up) -> ExitCode {
     } else {
         tracing::error!("stopped; something is left, see above. The next start removes it");
         ExitCode::Failed
+    }
+}
+
+/// Ends the sessions at consoles, each with a message, within a bound.
+async fn close_ssh(up: &mut Up) {
+    if let Some(ssh) = up.ssh.take() {
+        ssh.close().await;
     }
 }
 

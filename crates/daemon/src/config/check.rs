@@ -4,6 +4,7 @@
 //! Refuses: text; it sees typed values with places.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use enisle_net::Limits;
@@ -11,7 +12,7 @@ use enisle_net::plan::Range;
 use enisle_net::policy::{self, CompileError, Origin, PolicySpec};
 use ipnet::Ipv4Net;
 
-use super::file::{ConfigKeys, FileKeys, GroupKeys, LimitKeys, NetworkKeys};
+use super::file::{ConfigKeys, FileKeys, GroupKeys, LimitKeys, NetworkKeys, SshServerKeys};
 use super::listen;
 use super::read::{List, Located, nearest};
 use super::report::{Problem, Report, Span};
@@ -42,6 +43,7 @@ pub(super) fn resolve(
         policy_compiles(&group.value, report);
     }
     keys_fit(keys, groups, report);
+    consoles_have_keys(keys, groups, report);
     ranges_are_free(keys, groups, host, report);
     images_exist(keys, groups, host, report);
     boot_files_exist(keys, host, report);
@@ -89,6 +91,27 @@ fn keys_fit(keys: &ConfigKeys, groups: &[Located<GroupKeys>], report: &mut Repor
         let bytes = common.map_or(0, |(_, bytes)| bytes) + bytes_of(&ssh_keys(Some(list)));
         if bytes > MAX_KEYS {
             report.add(too_large(list.span, bytes));
+        }
+    }
+}
+
+/// Who serves consoles over SSH says whose they are, in keys that can be compared.
+fn consoles_have_keys(keys: &ConfigKeys, groups: &[Located<GroupKeys>], report: &mut Report) {
+    let Some(ssh) = &keys.ssh else {
+        return;
+    };
+    let of_groups = groups.iter().filter_map(|group| group.value.ssh_keys.as_ref());
+    let all: Vec<_> = keys.ssh_keys.iter().chain(of_groups).flat_map(|list| &list.value.0).collect();
+    if all.is_empty() {
+        let problem = Problem::at(ssh.span, "`ssh` is given, but no `ssh_keys`: nobody could log in")
+            .help("add ssh_keys: [\"ssh-ed25519 AAAA... you@host\"] beside it, or remove `ssh`");
+        report.add(problem);
+    }
+    for key in all {
+        if let Err(error) = russh::keys::PublicKey::from_openssh(key.value.as_str()) {
+            let problem = Problem::at(key.span, format!("this key is of no use for `ssh`: {error}"))
+                .help("copy the whole line from the .pub file; a part is missing or changed");
+            report.add(problem);
         }
     }
 }
@@ -247,6 +270,7 @@ fn config(keys: &ConfigKeys, groups: &[Located<GroupKeys>], source: &Source) -> 
         image_dir: keys.image_dir.as_ref()?.value.0.clone(),
         state_dir: keys.state_dir.as_ref()?.value.0.clone(),
         start_at_once: keys.start_at_once.as_ref().map(|number| number.value.0),
+        ssh: keys.ssh.as_ref().and_then(|ssh| ssh_address(&ssh.value)),
         groups: groups.iter().map(group).collect::<Option<_>>()?,
         image,
         ssh_keys,
@@ -277,6 +301,11 @@ fn resolve_group(group: &GroupKeys, image: &str, daemon_keys: &[SshKey], source:
             warm_slots: network.warm_slots.as_ref()?.value.0,
         },
     })
+}
+
+fn ssh_address(keys: &SshServerKeys) -> Option<SocketAddr> {
+    let port = u16::try_from(keys.port.as_ref()?.value.0).ok()?;
+    Some(SocketAddr::new(keys.bind.as_ref()?.value.0, port))
 }
 
 fn limits_of(keys: &LimitKeys) -> Option<Limits> {

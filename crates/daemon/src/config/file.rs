@@ -60,6 +60,19 @@ keys! {
         optional start_at_once: Whole<1, MAX_AT_ONCE>,
         /// Public keys, as in authorized_keys, that may log in to every microVM.
         default([]) ssh_keys: List<SshKey, 256>,
+        /// Serves the microVMs' serial consoles over SSH, to the holders of `ssh_keys`. `ssh: {}` is
+        /// enough. Without it nothing listens.
+        optional ssh: SshServerKeys,
+    }
+}
+
+keys! {
+    /// Where serial consoles are served over SSH.
+    pub(super) struct SshServerKeys ("`ssh`") {
+        /// Address of this host to listen on; 0.0.0.0 is all of them, :: those of IPv6 too.
+        default("127.0.0.1") bind: HostAddress,
+        /// TCP port to listen on.
+        default(2222) port: Whole<1, 65535>,
     }
 }
 

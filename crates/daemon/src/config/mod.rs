@@ -66,6 +66,8 @@ pub struct Config {
     pub start_at_once: Option<u32>,
     /// Keys that may log in to every VM. Each group's list holds them already.
     pub ssh_keys: Vec<SshKey>,
+    /// Where serial consoles are served over SSH, if they are. Some key is there then.
+    pub ssh: Option<SocketAddr>,
     /// In the order of the file. Names differ, ranges do not overlap.
     pub groups: Vec<Group>,
 }

@@ -26,6 +26,21 @@ use tokio::sync::{Notify, Semaphore};
 /// A piece of output: the stream's number and bytes.
 pub(crate) type Piece = (u8, Vec<u8>);
 
+/// What goes to the guest, in this order.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// Bytes.
+    Data(Bytes),
+    /// A new size of the terminal; neither is 0.
+    Resize { rows: u16, cols: u16 },
+}
+
+impl From<Bytes> for Input {
+    fn from(bytes: Bytes) -> Self {
+        Self::Data(bytes)
+    }
+}
+
 /// How an operation ended in the guest.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -113,9 +128,9 @@ impl Output {
 }
 
 /// Runs a session to its end. Input that is still to come when the guest ends is not taken.
-pub(crate) async fn run<E: std::fmt::Display>(
+pub(crate) async fn run<I: Into<Input>, E: std::fmt::Display>(
     session: Session,
-    input: impl Stream<Item = Result<Bytes, E>>,
+    input: impl Stream<Item = Result<I, E>>,
     output: Sender<Piece>,
 ) -> Result<End, TalkError> {
     let Session { mut reader, writer, .. } = session;
@@ -168,10 +183,10 @@ fn returned(credit: &Semaphore, bytes: u32) -> Result<(), WireError> {
 
 /// Sends input and windows for as long as it is let. A guest that takes nothing more may still have
 /// something to say, so failing to write is no verdict.
-async fn speak<E: std::fmt::Display>(
+async fn speak<I: Into<Input>, E: std::fmt::Display>(
     mut guest: OwnedWriteHalf,
     told: &Output,
-    mut input: Pin<&mut impl Stream<Item = Result<Bytes, E>>>,
+    mut input: Pin<&mut impl Stream<Item = Result<I, E>>>,
     credit: &Semaphore,
 ) -> TalkError {
     let mut rest = Bytes::new();
@@ -186,9 +201,12 @@ async fn speak<E: std::fmt::Display>(
                 Err(error) => return error.into(),
             },
             piece = next_piece(input.as_mut(), &mut rest, credit), if open => match piece {
-                Some(Ok(piece)) => {
+                Some(Ok(Input::Data(piece))) => {
                     encode(Kind::Stdin, &piece, &mut out);
                     Ok(())
+                }
+                Some(Ok(Input::Resize { rows, cols })) => {
+                    encode_control(&Control::Resize { rows, cols }, &mut out)
                 }
                 Some(Err(error)) => return TalkError::Input(error.to_string()),
                 None => {
@@ -207,14 +225,15 @@ async fn speak<E: std::fmt::Display>(
 }
 
 /// As much input as fits a frame and has credit. Cancel-safe: credit is taken only with bytes in hand.
-async fn next_piece<E>(
-    mut input: Pin<&mut impl Stream<Item = Result<Bytes, E>>>,
+async fn next_piece<I: Into<Input>, E>(
+    mut input: Pin<&mut impl Stream<Item = Result<I, E>>>,
     rest: &mut Bytes,
     credit: &Semaphore,
-) -> Option<Result<Bytes, E>> {
+) -> Option<Result<Input, E>> {
     while rest.is_empty() {
-        match input.next().await? {
-            Ok(bytes) => *rest = bytes,
+        match input.next().await?.map(Into::into) {
+            Ok(Input::Data(bytes)) => *rest = bytes,
+            Ok(resize) => return Some(Ok(resize)),
             Err(error) => return Some(Err(error)),
         }
     }
@@ -225,7 +244,7 @@ async fn next_piece<E>(
     if let Ok(more) = credit.try_acquire_many(u32::try_from(most - 1).unwrap_or(0)) {
         more.forget();
     }
-    Some(Ok(rest.split_to(most)))
+    Some(Ok(Input::Data(rest.split_to(most))))
 }
 
 #[cfg(test)]

@@ -57,6 +57,8 @@ pub(crate) struct FakeParts {
     gid: u32,
     /// Policies that were put in force, by VM.
     pub(crate) policies: Mutex<BTreeMap<String, CompiledPolicy>>,
+    /// The console of every guest that is launched, if it has one.
+    pub(crate) console: Mutex<Option<Console>>,
 }
 
 impl FakeParts {
@@ -64,7 +66,8 @@ impl FakeParts {
         let (told, hears) = mpsc::unbounded_channel();
         let gid = rustix::process::getegid().as_raw();
         let (things, faults, policies) = (Arc::default(), Mutex::default(), Mutex::default());
-        (Arc::new(Self { things, faults, guest, told, gid, policies }), hears)
+        let console = Mutex::default();
+        (Arc::new(Self { things, faults, guest, told, gid, policies, console }), hears)
     }
 
     pub(crate) fn fault(&self, part: &'static str, fault: Fault) {
@@ -196,6 +199,7 @@ impl Parts for FakeParts {
                 guest: self.guest,
                 told: self.told.clone(),
                 exit: watch::channel(None).0,
+                console: None,
                 start_fails: false,
             };
             // Its agent looks for the daemon until it finds it.
@@ -233,12 +237,14 @@ impl Parts for FakeParts {
                 assert!(things.contains(&format!("{part} {}", plan.name())), "no {part} at launch");
             }
             self.make("vmm", plan).await?;
+            let console = self.console.lock().unwrap().clone();
             let machine = FakeMachine {
                 plan: Arc::clone(plan),
                 things: Arc::clone(&self.things),
                 guest: self.guest,
                 told: self.told.clone(),
                 exit: watch::channel(None).0,
+                console,
                 start_fails: self.strike("start").await.is_err(),
             };
             Ok(Arc::new(machine) as Arc<dyn Machine>)
@@ -252,6 +258,7 @@ struct FakeMachine {
     guest: Guest,
     told: mpsc::UnboundedSender<String>,
     exit: watch::Sender<Option<Exit>>,
+    console: Option<Console>,
     start_fails: bool,
 }
 
@@ -322,7 +329,7 @@ impl Machine for FakeMachine {
     }
 
     fn console(&self) -> Option<Console> {
-        None
+        self.console.clone()
     }
 }
 

@@ -81,6 +81,8 @@ golden! {
     range_words
     same_name
     ssh_keys
+    ssh_server
+    ssh_without_keys
     syntax
     syntax_indentation
     syntax_tab

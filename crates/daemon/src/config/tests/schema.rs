@@ -14,9 +14,13 @@ fn the_schema_that_is_shipped_is_the_schema_of_the_reader() {
 
 /// A file with every required key, as JSON.
 fn smallest() -> Json {
+    // Keys in both places: `ssh` needs them in one.
     json!({ "config": {
+        "ssh": {},
+        "ssh_keys": [super::valid::KEY],
         "host_groups": [{
             "name": "agents",
+            "ssh_keys": [super::valid::KEY],
             "network": { "mode": "isolated", "range": "169.254.100.0/22", "limits": {} },
         }],
         "listen": [{ "address": "127.0.0.1" }],
@@ -34,6 +38,7 @@ fn mappings() -> Vec<(&'static str, Json)> {
         ("/config", at("/properties/config")),
         ("/config/listen/0", at("/properties/config/properties/listen/items")),
         ("/config/tls", at("/properties/config/properties/tls")),
+        ("/config/ssh", at("/properties/config/properties/ssh")),
         ("/config/host_groups/0", at(group)),
         ("/config/host_groups/0/network", at(&format!("{group}/properties/network"))),
         (
@@ -66,7 +71,7 @@ fn each_key(mut check: impl FnMut(&str, &str, &Json, &Json)) {
             keys += 1;
         }
     }
-    assert!(keys >= 28, "only {keys} keys were looked at");
+    assert!(keys >= 31, "only {keys} keys were looked at");
 }
 
 #[test]

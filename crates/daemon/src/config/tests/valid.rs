@@ -89,6 +89,7 @@ fn every_key_arrives() {
   start_at_once: 7
   state_dir: /srv/state
   ssh_keys: ['{KEY} a@b']
+  ssh: {{bind: 0.0.0.0, port: 22022}}
   host_groups:
     - name: a
       count: 0
@@ -119,6 +120,7 @@ fn every_key_arrives() {
     assert_eq!(config.image_dir, Path::new("/srv/images"));
     assert_eq!(config.start_at_once, Some(7));
     assert_eq!(config.state_dir, Path::new("/srv/state"));
+    assert_eq!(config.ssh, Some("0.0.0.0:22022".parse().unwrap()));
     let [a, b] = &config.groups[..] else {
         panic!("two groups");
     };
@@ -129,7 +131,7 @@ fn every_key_arrives() {
     assert_eq!(a.image, "default");
     assert_eq!(a.network.dns, [Ipv4Addr::new(9, 9, 9, 9), Ipv4Addr::new(1, 1, 1, 1)]);
     assert_eq!(a.network.policy.allow.len(), 2);
-    assert_eq!(a.network.allow_at[1], Place { line: 26, column: 40 });
+    assert_eq!(a.network.allow_at[1], Place { line: 27, column: 40 });
     assert_eq!((b.image.as_str(), b.ram_mib), ("ubuntu-24.04", 64));
     assert_eq!(b.ssh_keys.len(), 1);
 }
