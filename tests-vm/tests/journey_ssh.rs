@@ -253,7 +253,7 @@ fn a_taken_port_is_refused_before_anything_is_made(site: &Site, ann: &Key, bob: 
         .replace("169.254.100", "169.254.108")
         .replace("169.254.104", "169.254.112");
     fs::write(&file, text).unwrap();
-    let said = format!("{:#}", Daemon::start(&other, &file, &[]).err().expect("the port is taken"));
+    let said = format!("{:#}", Daemon::start(&other, &file, &[]).expect_err("the port is taken"));
     assert!(said.contains("cannot listen on 0.0.0.0:2222 for SSH"), "{said}");
     assert!(!other.state_dir().join("ssh_host_ed25519_key").exists());
     assert!(!other.api().exists());
@@ -349,7 +349,7 @@ fn a_host_key_that_is_none_stops_the_start() {
     fs::create_dir_all(site.state_dir()).unwrap();
     let broken: &Path = &site.state_dir().join("ssh_host_ed25519_key");
     fs::write(broken, "not a key").unwrap();
-    let said = format!("{:#}", Daemon::start(&site, &file, &[]).err().expect("there is no host key"));
+    let said = format!("{:#}", Daemon::start(&site, &file, &[]).expect_err("there is no host key"));
     assert!(said.contains("is no unencrypted SSH key"), "{said}");
     assert_eq!(fs::read(broken).unwrap(), b"not a key");
 }

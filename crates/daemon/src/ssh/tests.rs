@@ -186,6 +186,20 @@ async fn commands_subsystems_and_forwarding_are_refused() {
     assert!(client.channel_open_direct_tcpip("127.0.0.1", 22, "127.0.0.1", 1).await.is_err());
     assert!(client.channel_open_direct_streamlocal("/run/enisle/api.sock").await.is_err());
     assert!(client.tcpip_forward("127.0.0.1", 0).await.is_err());
+    let mut channel = client.channel_open_session().await.unwrap();
+    channel.agent_forward(true).await.unwrap();
+    channel.request_x11(true, false, "MIT-MAGIC-COOKIE-1", "00", 0).await.unwrap();
+    channel.set_env(true, "LD_PRELOAD", "x").await.unwrap();
+    channel.request_pty(true, "xterm", 80, 24, 0, 0, &[]).await.unwrap();
+    let mut answers = Vec::new();
+    while answers.len() < 4 {
+        match timeout(SOON, channel.wait()).await.unwrap().unwrap() {
+            ChannelMsg::Success => answers.push(true),
+            ChannelMsg::Failure => answers.push(false),
+            _ => {}
+        }
+    }
+    assert_eq!(answers, [false, false, false, true], "agent, X11, environment; a terminal is the control");
     // The control: a session may be opened on the same connection.
     let mut menu = terminal(&client).await;
     assert!(shown_by(&mut menu, "there is no microVM").await.0.contains("q quit"));

@@ -148,7 +148,9 @@ impl Drop for Viewer {
 mod tests {
     use super::*;
 
-    fn room() -> (watch::Sender<Seats>, mpsc::Sender<Box<[u8]>>, mpsc::Receiver<Box<[u8]>>) {
+    type Piece = Box<[u8]>;
+
+    fn room() -> (watch::Sender<Seats>, mpsc::Sender<Piece>, mpsc::Receiver<Piece>) {
         let (keys, typed) = mpsc::channel(KEYS_WAITING);
         (watch::Sender::new(Seats::default()), keys, typed)
     }
