@@ -22,7 +22,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{self, MethodRouter};
 use enisle_api::{Access, Code, Problem, TOKEN_PREFIX};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// What a caller must be allowed to. The OpenAPI document says the same in `x-scope`.
@@ -99,7 +99,12 @@ async fn admitted(need: Need, request: &mut Parts) -> Result<Caller, ApiError> {
         return Err(Problem::new(Code::Internal, "a defect: a connection that is nobody's").into());
     };
     let caller = match peer {
-        Peer::Unix { .. } | Peer::Loopback(_) => return Ok(Caller::trusted()),
+        Peer::Unix { .. } => return Ok(Caller::trusted()),
+        Peer::Loopback(_) if is_of_a_web_page(&request.headers) => {
+            let detail = "a web page of another origin may not use the API";
+            return Err(Problem::new(Code::Forbidden, detail).into());
+        }
+        Peer::Loopback(_) => return Ok(Caller::trusted()),
         Peer::Tcp(from) => authenticate(&app, from, request).await?,
     };
     let forbidden = |what: &str| {
@@ -195,6 +200,18 @@ async fn slowly(attempts: &Attempts, from: SocketAddr, problem: Problem) -> Resu
     Err(problem.into())
 }
 
+/// Whether a browser asks for a page that is not ours, where no token stops it: under a name that the page's owner
+/// let lead to loopback, or with the page's origin (Fetch §3.1), which browsers add to all that changes something.
+fn is_of_a_web_page(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let host = text(header::HOST).unwrap_or_default();
+    let name =
+        host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    let local = bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    !local || text(header::ORIGIN).is_some_and(|origin| origin != format!("http://{host}"))
+}
+
 /// RFC 6750 §2.1; the scheme's case does not matter (RFC 9110 §11.1).
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
@@ -221,6 +238,27 @@ fn refused(error: ApiError) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_web_page_does_not_get_through_to_loopback() {
+        for (host, origin, of_a_page) in [
+            ("127.0.0.1:7480", None, false),
+            ("localhost", None, false),
+            ("[::1]:7480", None, false),
+            ("127.0.0.1:7480", Some("http://127.0.0.1:7480"), false),
+            ("127.0.0.1:7480", Some("https://evil.example"), true),
+            ("127.0.0.1:7480", Some("null"), true),
+            ("rebound.example:7480", None, true),
+            ("", None, true),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().unwrap());
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, origin.parse().unwrap());
+            }
+            assert_eq!(is_of_a_web_page(&headers), of_a_page, "{host} {origin:?}");
+        }
+    }
 
     #[test]
     fn tokens_are_read_from_the_header_and_nowhere_else() {

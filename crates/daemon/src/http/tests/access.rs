@@ -146,6 +146,10 @@ async fn every_route_for_every_kind_of_caller() {
         }
     }
     assert!(asked >= 25 * callers.len(), "{asked}");
+    // What is answered without being declared is `GET` without its body.
+    for (token, status) in [(None, 401), (callers[3].1.as_deref(), 200)] {
+        assert_eq!(remote.ask(token, "HEAD", routes::VMS, "").await.0, status);
+    }
 }
 
 async fn door(remote: &Remote, token: Option<&str>, method: &str, path: &str) -> Door {
