@@ -110,8 +110,13 @@ enum refuser {
  * what a guest under a policy of 65,536 rules can take of the map that all slots share. */
 #define RULES_COUNTED 256
 
+/* Beside each other, so that counting both touches one cache line. */
+struct tally {
+	u64 packets, bytes; /* bytes of frames, as long as they are here: one of many segments counts once */
+};
+
 struct counters {
-	u64 packets[COUNTERS];
+	struct tally of[COUNTERS];
 	u64 second, errors; /* the limit's window; not for readers */
 };
 
@@ -236,10 +241,12 @@ union transport {
 	};
 };
 
-INLINE int count(struct counters *c, enum counter which, int action)
+INLINE int count(const struct __sk_buff *skb, struct counters *c, enum counter which, int action)
 {
-	if (c)
-		c->packets[which]++;
+	if (c) {
+		c->of[which].packets++;
+		c->of[which].bytes += skb->len;
+	}
 	return action;
 }
 
@@ -397,67 +404,67 @@ int from_guest(struct __sk_buff *skb)
 	struct ipv4 ip;
 
 	if (!slot)
-		return count(c, OUT_FRAME, TC_ACT_SHOT);
+		return count(skb, c, OUT_FRAME, TC_ACT_SHOT);
 	/* The kernel has taken a VLAN tag off already; only vlan_present tells. */
 	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || skb->vlan_present ||
 	    !same_mac(eth.src, slot->guest_mac))
-		return count(c, OUT_FRAME, TC_ACT_SHOT);
+		return count(skb, c, OUT_FRAME, TC_ACT_SHOT);
 	if (eth.proto == BE16(ETH_P_ARP)) {
 		if (!arp_from_guest(skb, &eth, slot))
-			return count(c, OUT_SPOOFED, TC_ACT_SHOT);
-		return count(c, OUT_ARP, TC_ACT_OK);
+			return count(skb, c, OUT_SPOOFED, TC_ACT_SHOT);
+		return count(skb, c, OUT_ARP, TC_ACT_OK);
 	}
 	if (eth.proto != BE16(ETH_P_IP))
-		return count(c, OUT_FRAME, TC_ACT_SHOT);
+		return count(skb, c, OUT_FRAME, TC_ACT_SHOT);
 	if (bpf_skb_load_bytes(skb, ETH_LEN, &ip, sizeof(ip)))
-		return count(c, OUT_MALFORMED, TC_ACT_SHOT);
+		return count(skb, c, OUT_MALFORMED, TC_ACT_SHOT);
 	if (ip.src != slot->guest)
-		return count(c, OUT_SPOOFED, TC_ACT_SHOT);
+		return count(skb, c, OUT_SPOOFED, TC_ACT_SHOT);
 	if (!same_mac(eth.dst, slot->gateway_mac)) {
 		/* Multicast and broadcast are refused like any address of row 7, but RFC 1122 3.2.2
 		 * forbids to answer them. */
 		if (eth.dst[0] & 1) {
 			refused(id, BY_MULTICAST);
-			return count(c, OUT_REFUSED, TC_ACT_SHOT);
+			return count(skb, c, OUT_REFUSED, TC_ACT_SHOT);
 		}
-		return count(c, OUT_FRAME, TC_ACT_SHOT);
+		return count(skb, c, OUT_FRAME, TC_ACT_SHOT);
 	}
 	if ((ip.version_ihl >> 4) != 4 || (ip.version_ihl & 15) < 5)
-		return count(c, OUT_MALFORMED, TC_ACT_SHOT);
+		return count(skb, c, OUT_MALFORMED, TC_ACT_SHOT);
 	if ((ip.version_ihl & 15) > 5 || (ip.proto != TCP && ip.proto != UDP && ip.proto != ICMP)) {
 		refused(id, BY_FORM);
-		return count(c, OUT_REFUSED, TC_ACT_OK);
+		return count(skb, c, OUT_REFUSED, TC_ACT_OK);
 	}
 	if (!lengths_hold(skb, &ip))
-		return count(c, OUT_MALFORMED, TC_ACT_SHOT);
+		return count(skb, c, OUT_MALFORMED, TC_ACT_SHOT);
 
 	union transport t = { 0 };
 	u32 first = !fragment_offset(&ip);
 	if (first && bpf_skb_load_bytes(skb, L4, &t, sizeof(t)))
-		return count(c, OUT_MALFORMED, TC_ACT_SHOT);
+		return count(skb, c, OUT_MALFORMED, TC_ACT_SHOT);
 	/* A guest may ask, and complain about what it got. It is no router and no time server. */
 	if (ip.proto == ICMP && first && t.type != ICMP_ECHO && t.type != ICMP_UNREACHABLE &&
 	    t.type != ICMP_TIME_EXCEEDED && t.type != ICMP_PARAMETER) {
 		refused(id, BY_FORM);
-		return count(c, OUT_REFUSED, TC_ACT_OK);
+		return count(skb, c, OUT_REFUSED, TC_ACT_OK);
 	}
 
 	if (ip.dst == slot->gateway) {
 		if (ip.proto == ICMP || !first || t.dst != BE16(PORT_DNS)) {
 			refused(id, BY_GATEWAY);
-			return count(c, OUT_REFUSED, TC_ACT_OK);
+			return count(skb, c, OUT_REFUSED, TC_ACT_OK);
 		}
 		skb->mark = MARK_SERVICE;
-		return count(c, OUT_SERVICE, TC_ACT_OK);
+		return count(skb, c, OUT_SERVICE, TC_ACT_OK);
 	}
 	u32 by;
 	if (!allowed_but(slot->policy, ip.dst, ip.proto, first, t.dst, &by)) {
 		refused(id, by);
-		return count(c, OUT_REFUSED, TC_ACT_OK);
+		return count(skb, c, OUT_REFUSED, TC_ACT_OK);
 	}
 	if (is_fragment(&ip) && !fragment_fits(skb, id, &ip, slot->shaped))
-		return count(c, OUT_LIMITED, TC_ACT_OK);
-	count(c, OUT_ALLOWED, 0);
+		return count(skb, c, OUT_LIMITED, TC_ACT_OK);
+	count(skb, c, OUT_ALLOWED, 0);
 	return leave(slot, id);
 }
 
@@ -534,19 +541,19 @@ int to_guest(struct __sk_buff *skb)
 	enum counter verdict;
 
 	if (!slot)
-		return count(c, IN_UNSOLICITED, TC_ACT_SHOT);
+		return count(skb, c, IN_UNSOLICITED, TC_ACT_SHOT);
 	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || skb->vlan_present || eth.proto != BE16(ETH_P_IP))
-		return count(c, IN_UNSOLICITED, TC_ACT_SHOT);
+		return count(skb, c, IN_UNSOLICITED, TC_ACT_SHOT);
 	if (bpf_skb_load_bytes(skb, ETH_LEN, &ip, sizeof(ip)) || ip.version_ihl != 0x45)
-		return count(c, IN_MALFORMED, TC_ACT_SHOT);
+		return count(skb, c, IN_MALFORMED, TC_ACT_SHOT);
 	if (ip.dst != slot->guest || (ip.proto != TCP && ip.proto != UDP && ip.proto != ICMP))
-		return count(c, IN_UNSOLICITED, TC_ACT_SHOT);
+		return count(skb, c, IN_UNSOLICITED, TC_ACT_SHOT);
 	if (!lengths_hold(skb, &ip))
-		return count(c, IN_MALFORMED, TC_ACT_SHOT);
+		return count(skb, c, IN_MALFORMED, TC_ACT_SHOT);
 	verdict = answer(skb, c, slot, &ip);
 	if (verdict != IN_ALLOWED)
-		return count(c, verdict, TC_ACT_SHOT);
-	count(c, IN_ALLOWED, 0);
+		return count(skb, c, verdict, TC_ACT_SHOT);
+	count(skb, c, IN_ALLOWED, 0);
 	return bpf_redirect(TAP_INDEX | id, 0);
 }
 

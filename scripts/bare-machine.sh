@@ -145,6 +145,11 @@ fuzz_all() {
 # firewall or configure the machine.
 need_unpacked_firewalld() { need_unpacked firewalld sbin/firewalld firewalld python3-firewall; }
 need_unpacked_network_manager() { need_unpacked network-manager sbin/NetworkManager network-manager; }
+# The checker of what `/metrics` says; of its package nothing else is wanted.
+need_unpacked_promtool() {
+    need_unpacked prometheus bin/promtool prometheus || return
+    as_user rm -rf target/tools/prometheus/usr/bin/prometheus target/tools/prometheus/usr/share
+}
 
 # Packages, and the libraries that they need and the machine has not, in target/tools/NAME, where the
 # program /usr/PROGRAM comes from them.

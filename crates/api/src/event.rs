@@ -120,6 +120,22 @@ impl EventKind {
         }
     }
 
+    /// Its `type`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::VmCreated { .. } => "vm_created",
+            Self::VmReady { .. } => "vm_ready",
+            Self::VmAdopted { .. } => "vm_adopted",
+            Self::VmStopped { .. } => "vm_stopped",
+            Self::VmCrashed { .. } => "vm_crashed",
+            Self::VmFailed { .. } => "vm_failed",
+            Self::VmRemoved { .. } => "vm_removed",
+            Self::PolicyChanged { .. } => "policy_changed",
+            Self::Dropped { .. } => "dropped",
+        }
+    }
+
     /// The VM it is about, where there is one.
     #[must_use]
     pub fn vm(&self) -> Option<&str> {

@@ -69,6 +69,10 @@ fn daemon(document: &mut Document) {
             Code::Timeout,
         ]);
     document
+        .get(routes::METRICS, "metrics", "Counters and gauges for Prometheus.")
+        .bytes("text/plain", "Prometheus' text format, version 0.0.4.")
+        .end(&[]);
+    document
         .get(routes::OPENAPI, "openapi", "This document.")
         .public()
         .bytes("application/json", "An OpenAPI 3.1 document.")

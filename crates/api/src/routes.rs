@@ -9,6 +9,8 @@ pub const GROUPS: &str = "/v1/groups";
 /// `GET ?since=SEQ&follow=BOOL` → each [`crate::Event`] as a line of JSON, or as a server-sent event for whoever
 /// accepts `text/event-stream`. Without `since` everything that is kept.
 pub const EVENTS: &str = "/v1/events";
+/// `GET` → counters and gauges in Prometheus' text format.
+pub const METRICS: &str = "/metrics";
 /// `GET` → [`crate::openapi::document`].
 pub const OPENAPI: &str = "/v1/openapi.json";
 /// `GET` → the same for people, as a page.

@@ -18,6 +18,7 @@ use crate::host::ThisHost;
 use crate::http::{self, App, ListenError, Listener};
 use crate::listening::{self, ListeningError};
 use crate::logging;
+use crate::metrics::Metrics;
 use crate::options::{ExitCode, LogFormat, UpOptions};
 use crate::parts::names::NameServers;
 use crate::parts::network::{Network, NetworkError};
@@ -237,8 +238,8 @@ async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError>
         survivors: Mutex::new(living.into_iter().collect()),
     });
     let queue = Queue::new(config.start_at_once.map_or_else(at_once, |n| n as usize), queue::this_host);
-    let events = Arc::new(Events::new(store.run()));
-    let workshop = Workshop { parts, store: Arc::clone(&store), faults, queue, events };
+    let (events, metrics) = (Arc::new(Events::new(store.run())), Arc::new(Metrics::new()));
+    let workshop = Workshop { parts, store: Arc::clone(&store), faults, queue, events, metrics };
     let of_groups = groups.clone();
     let registry = Arc::new(Registry::new(workshop, groups, dirs.clone(), wishes.stop.clone()));
     adopt(&registry, rows).await;
@@ -250,6 +251,7 @@ async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError>
         tokens,
         attempts: Attempts::new(DELAY),
         entrances,
+        scraping: Arc::default(),
     };
     let ssh = ssh.map(|ssh| ssh::serve(ssh, ssh::Keys::of(config), Arc::clone(&registry)));
     let close_api = CancellationToken::new();

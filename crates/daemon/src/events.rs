@@ -10,7 +10,8 @@
 
 use crate::vm::lifetime::now_ms;
 use enisle_api::{Event, EventKind};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -38,17 +39,23 @@ pub(crate) struct Events {
     base: u64,
     ring: Mutex<VecDeque<Event>>,
     news: watch::Sender<News>,
+    /// How many there were, by type.
+    told: Mutex<BTreeMap<&'static str, u64>>,
+    /// How many readers were told that they missed.
+    missed: AtomicU64,
 }
 
 impl Events {
     /// An empty ring for this run of the daemon.
     pub(crate) fn new(run: u64) -> Self {
         let base = run << RUN_SHIFT;
-        Self { base, ring: Mutex::default(), news: watch::Sender::new(News { newest: base, closed: false }) }
+        let news = watch::Sender::new(News { newest: base, closed: false });
+        Self { base, ring: Mutex::default(), news, told: Mutex::default(), missed: AtomicU64::new(0) }
     }
 
     /// Adds an event. Never waits for a reader.
     pub(crate) fn tell(&self, what: EventKind) {
+        *self.told().entry(what.name()).or_default() += 1;
         let mut ring = self.ring();
         let seq = self.news.borrow().newest + 1;
         if ring.len() == KEPT {
@@ -57,6 +64,15 @@ impl Events {
         ring.push_back(Event { seq, time_ms: now_ms(), what: shortened(what) });
         // Under the lock, so that numbers are told in their order.
         self.news.send_modify(|news| news.newest = seq);
+    }
+
+    /// How many events there were, by type, and how many readers were told that they missed.
+    pub(crate) fn counts(&self) -> (BTreeMap<&'static str, u64>, u64) {
+        (self.told().clone(), self.missed.load(Ordering::Relaxed))
+    }
+
+    fn told(&self) -> MutexGuard<'_, BTreeMap<&'static str, u64>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// No more events come: readers that follow end.
@@ -124,6 +140,7 @@ impl Reader {
             let what = EventKind::Dropped { count: missed, other_run: std::mem::take(&mut self.other_run) };
             batch.push(Event { seq: oldest - 1, time_ms: now_ms(), what });
             self.after = oldest - 1;
+            self.events.missed.fetch_add(missed, Ordering::Relaxed);
         }
         // Numbers have no gaps: the place of the next one in the ring follows from it.
         let skip = usize::try_from(self.after + 1 - oldest).unwrap_or(usize::MAX);
@@ -191,6 +208,7 @@ mod tests {
         assert_eq!(first[0].seq, base + 10, "going on from there misses no more");
         let read = first.len() - 1 + all(slow).len();
         assert_eq!(read, KEPT);
+        assert_eq!(events.counts(), (BTreeMap::from([("vm_adopted", KEPT as u64 + 10)]), 10));
         let old = all(events.reader(Some(base + 4)));
         assert_eq!(old[0].what, EventKind::Dropped { count: 6, other_run: false });
         assert_eq!(old.len(), 1 + KEPT);

@@ -23,6 +23,7 @@ mod host;
 mod http;
 mod listening;
 mod logging;
+mod metrics;
 mod options;
 mod parts;
 mod shutdown;

@@ -8,10 +8,12 @@ mod change;
 mod departures;
 mod explain;
 mod leftovers;
+mod measure;
 mod repair;
 mod warm;
 
 pub use leftovers::{NetLeftovers, leftovers};
+pub use measure::Measured;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

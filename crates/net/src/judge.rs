@@ -143,9 +143,30 @@ pub(crate) fn opens(policy: &CompiledPolicy, rule: RuleId) -> u8 {
     }
 }
 
-/// `packets` of `struct counters`, summed over the CPUs, in the order of `enum counter`.
+/// `of` of `struct counters`, summed over the CPUs, in the order of `enum counter`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Counters(pub(crate) [u64; COUNTERS]);
+pub(crate) struct Counters {
+    pub(crate) packets: [u64; COUNTERS],
+    pub(crate) bytes: [u64; COUNTERS],
+}
+
+/// Direction and verdict of each of the judge's counters, in their order. Together, with a `_`, they are
+/// the names of the fields of [`SlotStats`].
+pub const VERDICTS: [(&str, &str); COUNTERS] = [
+    ("out", "allowed"),
+    ("out", "refused"),
+    ("out", "service"),
+    ("out", "arp"),
+    ("out", "frame"),
+    ("out", "spoofed"),
+    ("out", "malformed"),
+    ("in", "allowed"),
+    ("in", "refused"),
+    ("in", "unsolicited"),
+    ("in", "malformed"),
+    ("in", "limited"),
+    ("out", "limited"),
+];
 
 /// What the judge did with a slot's packets since the slot was made. All counts are packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -197,7 +218,7 @@ impl From<Counters> for SlotStats {
             in_malformed,
             in_limited,
             out_limited,
-        ] = counters.0;
+        ] = counters.packets;
         SlotStats {
             out_allowed,
             out_refused,

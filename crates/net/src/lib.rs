@@ -33,11 +33,11 @@ pub mod survey;
 mod wires;
 
 pub use engine::{
-    Decider, Engine, EngineConfig, HostFact, Judgement, NetLeftovers, Question, Refused, Refuser, leftovers,
-    reclaim,
+    Decider, Engine, EngineConfig, HostFact, Judgement, Measured, NetLeftovers, Question, Refused, Refuser,
+    leftovers, reclaim,
 };
 pub use error::{NetError, Step, StepError};
-pub use judge::SlotStats;
+pub use judge::{SlotStats, VERDICTS};
 pub use kernel::KernelError;
 pub use kernel::monitor::{Change, Monitor};
 pub use kernel::packet::{PacketSocket, Passed};

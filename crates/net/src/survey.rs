@@ -103,6 +103,14 @@ pub struct Settings {
     pub uplinks: Vec<String>,
 }
 
+/// How many flows the host in whose namespace the caller is tracks, and how many it may, everybody's;
+/// `None` where that cannot be known.
+#[must_use]
+pub fn tracked_flows() -> (Option<u64>, Option<u64>) {
+    let number = |name| reader::setting(name).and_then(|text| text.parse().ok());
+    (number("netfilter/nf_conntrack_count"), number("netfilter/nf_conntrack_max"))
+}
+
 /// Reads them. Needs no privileges.
 ///
 /// # Errors

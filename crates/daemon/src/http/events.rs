@@ -136,8 +136,7 @@ fn render(batch: &[Event], form: Form) -> String {
         match form {
             Form::Lines => text.push_str(&format!("{json}\n")),
             Form::Sse => {
-                let value = serde_json::to_value(event).unwrap_or_default();
-                let kind = value["type"].as_str().unwrap_or_default();
+                let kind = event.what.name();
                 text.push_str(&format!("id: {}\nevent: {kind}\ndata: {json}\n\n", event.seq));
             }
         }

@@ -13,6 +13,7 @@ mod guest;
 mod identity;
 mod leftover;
 mod logs;
+mod metrics;
 mod policy;
 mod problem;
 mod server;
@@ -31,11 +32,12 @@ pub(crate) use tls::{Certificates, Files, TlsError};
 
 use crate::access::Tokens;
 use crate::access::attempts::Attempts;
+use crate::metrics::Metrics;
 use crate::vm::registry::Registry;
 use access::{Methods, Need, delete, get, post};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, Uri};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json, Router};
 use enisle_api::{Code, Group, Health, Problem, Version, routes};
@@ -60,21 +62,25 @@ pub(crate) struct App {
     pub(crate) attempts: Attempts,
     /// Where else it answers.
     pub(crate) entrances: Arc<Entrances>,
+    /// Held while counters are read for somebody.
+    pub(crate) scraping: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Serves the API on all that listens until `stop`, then gives those there are a bounded time to end.
 pub(crate) async fn serve_all(listener: Listener, bound: Bound, app: Arc<App>, stop: CancellationToken) {
     let entrances = Arc::clone(&app.entrances);
-    let router = guarded(routes(app));
+    let metrics = Arc::clone(app.registry.metrics());
+    let router = guarded(routes(app), metrics);
     tokio::join!(serve(listener, router.clone(), stop.clone()), serve_tcp(bound, entrances, router, stop));
 }
 
 /// What holds for every request, the outermost last.
-fn guarded(router: Router) -> Router {
+fn guarded(router: Router, metrics: Arc<Metrics>) -> Router {
     router
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(from_fn(survive))
         .layer(from_fn(leftover::take))
+        .layer(from_fn_with_state(metrics, metrics::observe))
         .layer(from_fn(identity::identify))
 }
 
@@ -84,6 +90,7 @@ fn table() -> Vec<(&'static str, Methods)> {
     vec![
         (routes::HEALTH, get(Nothing, health)),
         (routes::VERSION, get(Read, version)),
+        (routes::METRICS, get(Admin, metrics::metrics)),
         (routes::OPENAPI, get(Nothing, docs::document)),
         (routes::DOCS, get(Nothing, docs::page)),
         (routes::DOCS_FILE, get(Nothing, docs::asset)),

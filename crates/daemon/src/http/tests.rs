@@ -44,10 +44,12 @@ fn api(guest: Guest) -> Api {
         tokens: Tokens::open(Arc::clone(&bench.store)).unwrap(),
         attempts: Attempts::new(Duration::from_millis(20)),
         entrances: Arc::default(),
+        scraping: Arc::default(),
     };
+    let metrics = Arc::clone(bench.registry.metrics());
     let stop = CancellationToken::new();
     let panics = axum::routing::get(|| async { panic!("asked to") as () });
-    let router = guarded(routes(Arc::new(app)).route("/panic", panics));
+    let router = guarded(routes(Arc::new(app)).route("/panic", panics), metrics);
     let server = tokio::spawn(serve(Listener::bind(&socket).unwrap(), router.clone(), stop.clone()));
     Api { bench, socket, stop, server, router, _dir: dir }
 }

@@ -9,6 +9,7 @@ pub(crate) mod departures;
 #[cfg(test)]
 pub(crate) mod fake;
 mod files;
+pub(crate) mod meters;
 pub(crate) mod names;
 pub(crate) mod network;
 pub(crate) mod policy;
@@ -107,7 +108,7 @@ pub(crate) struct SlotView {
 }
 
 /// Makes and removes the parts of VMs.
-pub(crate) trait Parts: policy::PolicyParts + Send + Sync {
+pub(crate) trait Parts: meters::MeterParts + policy::PolicyParts + Send + Sync {
     /// Namespace, links, policy and name server.
     fn make_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;
     /// Takes them away.

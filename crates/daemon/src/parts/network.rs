@@ -3,7 +3,9 @@
 //! Owns: which block has which slot. Refuses: anything the engine does itself. Methods block for
 //! milliseconds.
 
+mod metering;
 mod policy;
+mod traffic;
 mod warm;
 
 pub(crate) use self::warm::Wanted;
@@ -53,6 +55,7 @@ struct Slots {
     live: BTreeMap<Block, Slot>,
     /// Could not be removed. The engine keeps their blocks; the next start reclaims them.
     stuck: BTreeSet<Block>,
+    metering: metering::Metering,
 }
 
 impl Network {
@@ -94,7 +97,7 @@ impl Network {
         if claimed && let Err(error) = self.engine.name(&slot, plan.name()) {
             tracing::warn!(vm = plan.name(), "{}", Chain(&error));
         }
-        self.slots().live.insert(plan.block(), slot);
+        self.slots().begin(plan, slot, &policy, metering::Given::of(claimed));
         drop(lists);
         Ok(())
     }
@@ -110,7 +113,7 @@ impl Network {
             }
             net(error)
         })?;
-        self.slots().live.insert(plan.block(), slot);
+        self.slots().begin(plan, slot, &policy, metering::Given::Adopted);
         drop(lists);
         Ok(())
     }
@@ -145,7 +148,7 @@ impl Network {
             if slots.stuck.contains(&block) {
                 return tell(&told, Err(PartError::StuckSlot(block)));
             }
-            slots.live.remove(&block)
+            slots.end(&self.engine, block)
         };
         let Some(slot) = slot else { return tell(&told, Ok(())) };
         let gone = {
@@ -153,9 +156,12 @@ impl Network {
             move |gone| tell(&told, network.gone(block, gone))
         };
         if !self.warm.has_room() {
+            self.slots().metering.count_left(false);
             return self.engine.hand_over(slot, gone);
         }
-        match self.engine.recycle(slot, gone) {
+        let recycled = self.engine.recycle(slot, gone);
+        self.slots().metering.count_left(recycled.is_ok());
+        match recycled {
             Ok(warm) => match self.warm.take_back(block, warm) {
                 None => tell(&told, Ok(())),
                 // It was closed meanwhile.

@@ -10,6 +10,7 @@ use crate::chain::Chain;
 use crate::events::Events;
 use crate::fault::{FaultPlan, Step};
 use crate::guest::boot::{BootChannel, BootNews};
+use crate::metrics::Metrics;
 use crate::parts::{Machine, PartError, Parts};
 use crate::store::{Store, VmmProcess};
 use futures_util::FutureExt;
@@ -29,6 +30,7 @@ pub(crate) struct Workshop {
     /// Who starts next.
     pub(crate) queue: Arc<Queue>,
     pub(crate) events: Arc<Events>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// What there is of a VM beside its row.

@@ -54,7 +54,6 @@ impl Streams {
         }
     }
 
-    #[cfg(test)]
     pub(crate) fn open(&self) -> usize {
         self.used.borrow().open
     }

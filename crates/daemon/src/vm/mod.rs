@@ -190,7 +190,6 @@ impl Handle {
     }
 
     /// How many streams are open.
-    #[cfg(test)]
     pub(crate) fn open_streams(&self) -> usize {
         self.streams.open()
     }

@@ -352,6 +352,7 @@ impl Owner {
         self.settle_turn();
         let ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.status.send_modify(|status| status.ready_after_ms = Some(ms));
+        self.workshop.metrics.launched(&self.plan.row.group, self.begun.elapsed());
         self.remember(self.workshop.store.set_running(self.plan.name(), ms));
         tracing::info!(vm = self.plan.name(), address = %self.plan.block().guest(), ms, "ready");
         self.tell(|vm, group| EventKind::VmReady { vm, group, after_ms: ms });

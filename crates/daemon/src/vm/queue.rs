@@ -125,6 +125,12 @@ impl Queue {
         Ok(Place { ticket: Ticket { queue: Arc::clone(self), number }, comes: Some(comes) })
     }
 
+    /// How many wait, and how many start.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.waiting.len(), state.starting.len())
+    }
+
     /// The turn of a VM that is there already.
     pub(crate) fn of_living(self: &Arc<Self>) -> Turn {
         self.lock().living += 1;

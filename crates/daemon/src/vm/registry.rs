@@ -18,6 +18,7 @@ use crate::access::view;
 use crate::chain::Chain;
 use crate::events::Events;
 use crate::fault::Step;
+use crate::metrics::Metrics;
 use crate::parts::Parts;
 use crate::store::VmRow;
 use enisle_api::{CreateVm, EventKind, Group, GroupNetwork, Removal};
@@ -127,6 +128,16 @@ impl Registry {
     /// What happened.
     pub(crate) fn events(&self) -> &Arc<Events> {
         &self.workshop.events
+    }
+
+    /// What was measured.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.workshop.metrics
+    }
+
+    /// How many VMs wait for their turn, and how many start.
+    pub(crate) fn queued(&self) -> (usize, usize) {
+        self.workshop.queue.sizes()
     }
 
     /// What its VMs are made of.

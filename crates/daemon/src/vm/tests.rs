@@ -84,6 +84,7 @@ fn bench_with(guest: Guest, faults: FaultPlan, at_once: usize) -> Bench {
         faults,
         queue,
         events: Arc::new(Events::new(1)),
+        metrics: Arc::new(crate::metrics::Metrics::new()),
     };
     let stopping = CancellationToken::new();
     let registry = Arc::new(Registry::new(workshop, groups, StateDirs::new(dir.path()), stopping.clone()));

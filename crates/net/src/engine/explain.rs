@@ -101,7 +101,7 @@ pub struct Refused {
 }
 
 /// Who refuses packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Refuser {
     /// A rule of the policy.
     Rule(RuleId),
@@ -252,7 +252,7 @@ fn at_gateway(slot: &Slot, question: &Question) -> Option<Judgement> {
     })
 }
 
-fn refuser(by: u32) -> Refuser {
+pub(super) fn refuser(by: u32) -> Refuser {
     match by {
         BY_FORM => Refuser::Form,
         BY_MULTICAST => Refuser::Multicast,

@@ -16,7 +16,7 @@ use ipnet::Ipv4Net;
 
 use super::netns::lock;
 use super::{Answer, Interior, Kernel, KernelError, Lease, Netns, Place, Program, TapSpec};
-use crate::judge::{AddressEntry, COUNTERS, Counters, PolicyId, PortRow, SlotEntry};
+use crate::judge::{AddressEntry, Counters, PolicyId, PortRow, SlotEntry};
 use crate::netlink::route::{Address, Change, Link, Neighbour, Route, Veth};
 use crate::nft::{Batch, ChainSeen, Command, Element, RuleSeen, Table};
 use crate::plan::Range;
@@ -310,7 +310,7 @@ impl Kernel for Fake {
     }
 
     fn counters(&self, _: u32) -> Answer<Counters> {
-        self.call("counters").map(|_| Counters([0; COUNTERS]))
+        self.call("counters").map(|_| Counters::default())
     }
 
     fn add_address(&self, policy: PolicyId, entry: &AddressEntry) -> Answer<()> {

@@ -23,8 +23,8 @@ use crate::judge::{AddressEntry, COUNTERS, Counters, PolicyId, PortRow, SlotEntr
 /// Alignment as an ELF reader wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/judge.o"));
 
-/// `struct counters`: the counters and the two words of the limit.
-type CountersValue = [u64; COUNTERS + 2];
+/// `struct counters`: packets and bytes of each counter, and the two words of the limit.
+type CountersValue = [u64; 2 * COUNTERS + 2];
 /// `struct fragments`; all but its first word is the judge's own.
 const FRAGMENTS: usize = 48;
 type SlotMap = HashMap<MapData, u32, [u8; 28]>;
@@ -93,7 +93,7 @@ impl Judge {
         let mut counters = lock(&self.counters);
         if counters.get(&id, 0).is_err() {
             let cpus = nr_cpus().map_err(|(_, e)| KernelError::new("counting CPUs", e))?;
-            let zero = PerCpuValues::try_from(vec![[0; COUNTERS + 2]; cpus])
+            let zero = PerCpuValues::try_from(vec![[0; 2 * COUNTERS + 2]; cpus])
                 .map_err(|e| KernelError::new("counters of a slot", e))?;
             map_answer("counters of a slot", counters.insert(id, zero, 0))?;
             let mut budget = [0; FRAGMENTS];
@@ -126,8 +126,10 @@ impl Judge {
         let values = map_answer("counters of a slot", lock(&self.counters).get(&id, 0))?;
         let mut sum = Counters::default();
         for cpu in values.iter() {
-            for (total, value) in sum.0.iter_mut().zip(cpu) {
-                *total += value;
+            let (pairs, _) = cpu.as_chunks::<2>();
+            for (i, [packets, bytes]) in pairs.iter().take(COUNTERS).enumerate() {
+                sum.packets[i] += packets;
+                sum.bytes[i] += bytes;
             }
         }
         Ok(sum)

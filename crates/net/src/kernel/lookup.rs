@@ -23,6 +23,8 @@ pub(crate) trait Lookup {
     fn find_host(&self, address: Ipv4Addr) -> Answer<Option<u32>>;
     /// Packets of a slot's guest that were refused, by who refused them.
     fn refusals(&self, id: u32) -> Answer<Vec<(u32, u64)>>;
+    /// The same in bounded time: rules from this number on come together, as `BY_OTHERS`.
+    fn refusals_below(&self, id: u32, rules: u32) -> Answer<Vec<(u32, u64)>>;
     /// Every row of `addresses` that a policy has.
     fn address_rows(&self, policy: PolicyId) -> Answer<Vec<AddressEntry>>;
     /// Every row of `ports` that a policy has.

@@ -24,6 +24,7 @@ mod internet;
 mod lan;
 mod limits;
 mod live;
+mod measure;
 mod network_manager;
 mod networkd;
 mod recycle;

@@ -63,6 +63,7 @@ async fn answers_are_among_those_described() {
         ("POST", routes::TOKENS, routes::TOKENS, r#"{"scopes":["admin"]}"#),
         ("POST", routes::TOKENS, routes::TOKENS, r#"{"scopes":[]}"#),
         ("DELETE", "/v1/tokens/0123abcd", routes::TOKEN, ""),
+        ("GET", routes::METRICS, routes::METRICS, ""),
         ("GET", routes::OPENAPI, routes::OPENAPI, ""),
         ("GET", routes::DOCS, routes::DOCS, ""),
         ("GET", "/docs/page.js", routes::DOCS_FILE, ""),

@@ -2,6 +2,7 @@
 
 use super::{FakeParts, Fault};
 use crate::parts::PartError;
+use crate::parts::meters::{MeterParts, Meters};
 use crate::parts::policy::{Found, Observed, PolicyParts};
 use crate::vm::plan::VmPlan;
 use enisle_net::policy::CompiledPolicy;
@@ -30,5 +31,12 @@ impl PolicyParts for FakeParts {
 
     fn cut_by(&self, _: &VmPlan, _: &CompiledPolicy, _: &CompiledPolicy) -> Result<Vec<LiveFlow>, PartError> {
         Ok(Vec::new())
+    }
+}
+
+impl MeterParts for FakeParts {
+    /// There is no slot here.
+    fn meters(&self) -> Meters {
+        Meters::default()
     }
 }

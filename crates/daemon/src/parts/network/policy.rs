@@ -11,12 +11,18 @@ use enisle_net::{LiveFlow, Question, Slot};
 impl Network {
     /// Puts policies in force: all, or none. Blocks without a slot are passed over.
     pub(crate) fn switch(&self, to: &[(Block, &CompiledPolicy)]) -> Result<(), PartError> {
-        let slots = self.slots();
+        let mut slots = self.slots();
+        // A rule's number is its place in one policy: what the old rules counted is kept first.
+        for (block, _) in to {
+            slots.settle(&self.engine, *block);
+        }
         let changes: Vec<(&Slot, &CompiledPolicy)> = to
             .iter()
             .filter_map(|(block, policy)| slots.live.get(block).map(|slot| (slot, *policy)))
             .collect();
-        self.engine.set_policies(&changes).map_err(net)
+        self.engine.set_policies(&changes).map_err(net)?;
+        slots.switched(to);
+        Ok(())
     }
 
     /// What the judge has counted for a slot.

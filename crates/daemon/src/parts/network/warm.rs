@@ -107,6 +107,12 @@ impl<S: Send> Warm<S> {
         !state.closed && state.ready.len() < state.limit
     }
 
+    /// How many slots wait for a VM, and how many may.
+    pub(super) fn sizes(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.ready.len(), state.limit)
+    }
+
     /// Keeps a slot that a VM has left; gives it back when it is over.
     pub(super) fn take_back(&self, block: Block, slot: S) -> Option<S> {
         let mut state = self.lock();

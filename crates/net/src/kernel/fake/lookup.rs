@@ -36,6 +36,10 @@ impl Lookup for Fake {
         Ok(Vec::new())
     }
 
+    fn refusals_below(&self, _: u32, _: u32) -> Answer<Vec<(u32, u64)>> {
+        Ok(Vec::new())
+    }
+
     fn address_rows(&self, policy: PolicyId) -> Answer<Vec<AddressEntry>> {
         Ok(self.state().addresses.iter().filter(|(p, _)| *p == policy).map(|(_, e)| *e).collect())
     }

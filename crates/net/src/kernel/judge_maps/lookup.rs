@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{MapError, PerCpuHashMap};
+use aya::maps::{MapError, PerCpuHashMap, PerCpuValues};
 use ipnet::Ipv4Net;
 
 use super::{Judge, MapData, POLICY_BITS, PORT_BITS, absent_is_fine, map_answer};
@@ -95,13 +95,21 @@ impl Judge {
     /// Packets of a slot's guest that were refused, by who refused them.
     pub(in crate::kernel) fn refusals(&self, id: u32) -> Answer<Vec<(u32, u64)>> {
         let map = lock(&self.refusals);
-        let mut counts = Vec::new();
-        let Some(highest) = highest(&map, id)? else { return Ok(counts) };
-        for rule in (0..=highest).chain(BY_FORM..=BY_OTHERS) {
-            if let Some(cpus) = present(WHAT, map.get(&[id, rule], 0))? {
-                counts.push((rule, cpus.iter().map(|cpu| cpu[0]).sum()));
-            }
-        }
+        let Some(own) = present(WHAT, map.get(&[id, REFUSALS], 0))? else { return Ok(Vec::new()) };
+        let highest = highest_of(&own);
+        counts(&map, id, (0..=highest).chain(BY_FORM..=BY_OTHERS))
+    }
+
+    /// The same, those of rules from this number on together.
+    pub(in crate::kernel) fn refusals_below(&self, id: u32, rules: u32) -> Answer<Vec<(u32, u64)>> {
+        let map = lock(&self.refusals);
+        // First: what is refused meanwhile is missing from the rest, and there the next time.
+        let Some(own) = present(WHAT, map.get(&[id, REFUSALS], 0))? else { return Ok(Vec::new()) };
+        let ends = highest_of(&own).saturating_add(1).min(rules);
+        let mut counts = counts(&map, id, (0..ends).chain(BY_FORM..BY_OTHERS))?;
+        let all: u64 = own.iter().map(|cpu| cpu[0]).sum();
+        let known: u64 = counts.iter().map(|(_, packets)| packets).sum();
+        counts.push((BY_OTHERS, all.saturating_sub(known)));
         Ok(counts)
     }
 
@@ -119,10 +127,23 @@ impl Judge {
 
 /// The highest rule with a count; `None` where nothing was refused yet.
 fn highest(map: &RefusalMap, id: u32) -> Answer<Option<u32>> {
-    let own = present(WHAT, map.get(&[id, REFUSALS], 0))?;
+    Ok(present(WHAT, map.get(&[id, REFUSALS], 0))?.map(|own| highest_of(&own)))
+}
+
+fn highest_of(own: &PerCpuValues<[u64; 2]>) -> u32 {
     // `rows` and `highest` are two words in memory, in this order.
     let second = |cpu: &[u64; 2]| word(&cpu[1].to_ne_bytes()[4..8]);
-    Ok(own.map(|cpus| cpus.iter().map(second).max().unwrap_or(0)))
+    own.iter().map(second).max().unwrap_or(0)
+}
+
+fn counts(map: &RefusalMap, id: u32, refusers: impl Iterator<Item = u32>) -> Answer<Vec<(u32, u64)>> {
+    let mut counts = Vec::new();
+    for refuser in refusers {
+        if let Some(cpus) = present(WHAT, map.get(&[id, refuser], 0))? {
+            counts.push((refuser, cpus.iter().map(|cpu| cpu[0]).sum()));
+        }
+    }
+    Ok(counts)
 }
 
 /// `None` for a key that is not there.

@@ -30,6 +30,10 @@ impl Lookup for Linux {
         self.judge.refusals(id)
     }
 
+    fn refusals_below(&self, id: u32, rules: u32) -> Answer<Vec<(u32, u64)>> {
+        self.judge.refusals_below(id, rules)
+    }
+
     fn address_rows(&self, policy: PolicyId) -> Answer<Vec<AddressEntry>> {
         self.judge.address_rows(policy)
     }
