@@ -89,12 +89,17 @@ fn an_idle_daemon_takes_no_processor_time_and_no_thread_for_each_vm() {
         assert!(begun.elapsed() < PATIENCE, "{used:?} in {WHILE:?}; {without} threads without VMs");
     }
     // What is counted is seen: some commands are more than an idle daemon may take.
-    let before = Used::by(&daemon);
-    for _ in 0..10 {
-        ok(&daemon.run(&["vm", "exec", "agents-1", "true"]));
-    }
-    let after = Used::by(&daemon);
-    assert!(after.switches - before.switches > 40, "{before:?} {after:?}");
+    // Once more where a thread that ended meanwhile took its count along.
+    let mut looks = (0..3).map(|_| {
+        let before = Used::by(&daemon);
+        for _ in 0..10 {
+            ok(&daemon.run(&["vm", "exec", "agents-1", "true"]));
+        }
+        let after = Used::by(&daemon);
+        println!("{before:?} {after:?}");
+        after.switches.saturating_sub(before.switches)
+    });
+    assert!(looks.any(|switches| switches > 40));
     assert!(daemon.stop().success());
 }
 
