@@ -333,15 +333,23 @@ impl std::io::Write for Lines {
     }
 }
 
-#[tokio::test]
-async fn a_requests_id_is_in_its_answer_and_in_the_log_of_what_was_done_for_it() {
+/// The log of this thread from now on, as JSON lines, until the guard goes.
+fn logged() -> (Lines, tracing::subscriber::DefaultGuard) {
+    // A process with one subscriber takes a line's interest from the thread that says it first, which may be
+    // another test's without any (tracing-core's `has_just_one`). With a second one it asks both.
+    static SECOND: std::sync::OnceLock<tracing::Dispatch> = std::sync::OnceLock::new();
+    let silent = || tracing_subscriber::fmt().with_writer(std::io::sink).finish();
+    SECOND.get_or_init(|| tracing::Dispatch::new(silent()));
     let lines = Lines::default();
     let writer = lines.clone();
     let log = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone());
-    // `tracing` remembers of each place that logs whether anybody listens. With one subscriber in the process it
-    // asks the thread that comes there first, which may be another test's: hence a second one.
-    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
-    let _log = tracing::subscriber::set_default(log.with_max_level(tracing::Level::DEBUG).finish());
+    let log = log.with_max_level(tracing::Level::DEBUG).finish();
+    (lines, tracing::subscriber::set_default(log))
+}
+
+#[tokio::test]
+async fn a_requests_id_is_in_its_answer_and_in_the_log_of_what_was_done_for_it() {
+    let (lines, _log) = logged();
     let api = api(Guest::Honest);
     // A thread that was in the middle of asking has its answer by the end of these.
     api.ask("POST", routes::VMS, "{}").await;

@@ -293,10 +293,7 @@ async fn a_revoked_token_ends_at_once_with_what_was_begun_with_it() {
 
 #[tokio::test]
 async fn an_address_makes_few_wrong_attempts_at_a_time_and_none_is_logged_whole() {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let log = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone());
-    let _log = tracing::subscriber::set_default(log.with_max_level(tracing::Level::DEBUG).finish());
+    let (lines, _log) = logged();
     let api = api(Guest::Honest);
     let remote = remote(&api).await;
     let (id, text) = token(&api, &["group:agents:rw"]).await;
@@ -327,10 +324,7 @@ async fn an_address_makes_few_wrong_attempts_at_a_time_and_none_is_logged_whole(
 
 #[tokio::test]
 async fn the_log_says_which_process_asked_on_the_unix_socket() {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let log = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone());
-    let _log = tracing::subscriber::set_default(log.finish());
+    let (lines, _log) = logged();
     let api = api(Guest::Honest);
     api.json("POST", routes::VMS, "{}").await;
     let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
