@@ -13,7 +13,7 @@
  *   TC_ACT_SHOT dropped, silently, and counted.
  * What no slot, no policy or no entry is known for is never redirected.
  *
- * Self-contained on purpose (`fragments.h` is a part of it): the few structures used here are kernel ABI and never change, and
+ * Self-contained on purpose (`reports.h` and `fragments.h` are parts of it): the few structures used here are kernel ABI and never change, and
  * the build needs no kernel header.
  */
 
@@ -47,10 +47,11 @@ static long (*bpf_map_update_elem)(void *map, const void *key, const void *value
 static u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static long (*bpf_redirect)(u32 ifindex, u64 flags) = (void *)23;
 static long (*bpf_skb_load_bytes)(const void *skb, u32 off, void *to, u32 len) = (void *)26;
+static long (*bpf_ringbuf_output)(void *ring, void *data, u64 size, u64 flags) = (void *)130;
 static long (*bpf_redirect_peer)(u32 ifindex, u64 flags) = (void *)155;
 
 enum { TC_ACT_OK = 0, TC_ACT_SHOT = 2 };
-enum { MAP_HASH = 1, MAP_PERCPU_HASH = 5, MAP_LPM_TRIE = 11 };
+enum { MAP_HASH = 1, MAP_PERCPU_HASH = 5, MAP_LPM_TRIE = 11, MAP_RINGBUF = 27 };
 enum { NO_PREALLOC = 1 };
 enum { ONLY_NEW = 1 }; /* BPF_NOEXIST */
 enum { ETH_P_IP = 0x0800, ETH_P_ARP = 0x0806 };
@@ -312,6 +313,15 @@ static __attribute__((noinline)) int refused(u32 slot, u32 rule)
 	return 0;
 }
 
+#include "reports.h"
+
+/* Counts a packet from the guest that is refused, and tells of it. */
+INLINE void refuse(struct __sk_buff *skb, u32 id, const struct slot *slot, u32 by)
+{
+	refused(id, by);
+	report(skb, id, by, slot->policy, 0);
+}
+
 /* The policy's row for an address, or for one of its ports. */
 INLINE struct verdict *policy_row(u32 policy, be32 address, u8 proto, u32 has_port, be16 far, u8 *allow)
 {
@@ -424,7 +434,7 @@ int from_guest(struct __sk_buff *skb)
 		/* Multicast and broadcast are refused like any address of row 7, but RFC 1122 3.2.2
 		 * forbids to answer them. */
 		if (eth.dst[0] & 1) {
-			refused(id, BY_MULTICAST);
+			refuse(skb, id, slot, BY_MULTICAST);
 			return count(skb, c, OUT_REFUSED, TC_ACT_SHOT);
 		}
 		return count(skb, c, OUT_FRAME, TC_ACT_SHOT);
@@ -432,7 +442,7 @@ int from_guest(struct __sk_buff *skb)
 	if ((ip.version_ihl >> 4) != 4 || (ip.version_ihl & 15) < 5)
 		return count(skb, c, OUT_MALFORMED, TC_ACT_SHOT);
 	if ((ip.version_ihl & 15) > 5 || (ip.proto != TCP && ip.proto != UDP && ip.proto != ICMP)) {
-		refused(id, BY_FORM);
+		refuse(skb, id, slot, BY_FORM);
 		return count(skb, c, OUT_REFUSED, TC_ACT_OK);
 	}
 	if (!lengths_hold(skb, &ip))
@@ -445,13 +455,13 @@ int from_guest(struct __sk_buff *skb)
 	/* A guest may ask, and complain about what it got. It is no router and no time server. */
 	if (ip.proto == ICMP && first && t.type != ICMP_ECHO && t.type != ICMP_UNREACHABLE &&
 	    t.type != ICMP_TIME_EXCEEDED && t.type != ICMP_PARAMETER) {
-		refused(id, BY_FORM);
+		refuse(skb, id, slot, BY_FORM);
 		return count(skb, c, OUT_REFUSED, TC_ACT_OK);
 	}
 
 	if (ip.dst == slot->gateway) {
 		if (ip.proto == ICMP || !first || t.dst != BE16(PORT_DNS)) {
-			refused(id, BY_GATEWAY);
+			refuse(skb, id, slot, BY_GATEWAY);
 			return count(skb, c, OUT_REFUSED, TC_ACT_OK);
 		}
 		skb->mark = MARK_SERVICE;
@@ -459,7 +469,7 @@ int from_guest(struct __sk_buff *skb)
 	}
 	u32 by;
 	if (!allowed_but(slot->policy, ip.dst, ip.proto, first, t.dst, &by)) {
-		refused(id, by);
+		refuse(skb, id, slot, by);
 		return count(skb, c, OUT_REFUSED, TC_ACT_OK);
 	}
 	if (is_fragment(&ip) && !fragment_fits(skb, id, &ip, slot->shaped))
@@ -505,7 +515,7 @@ INLINE enum counter icmp_error(struct __sk_buff *skb, struct counters *c, const 
 INLINE enum counter answer(struct __sk_buff *skb, struct counters *c, const struct slot *slot, const struct ipv4 *ip)
 {
 	union transport t = { 0 };
-	u32 first = !fragment_offset(ip);
+	u32 by, first = !fragment_offset(ip);
 	u8 flags = 0;
 
 	if (first) {
@@ -525,8 +535,10 @@ INLINE enum counter answer(struct __sk_buff *skb, struct counters *c, const stru
 				return IN_UNSOLICITED;
 		}
 	}
-	if (!allowed(slot->policy, ip->src, ip->proto, first, t.src))
+	if (!allowed_but(slot->policy, ip->src, ip->proto, first, t.src, &by)) {
+		report(skb, skb->ifindex & ID_MASK, by, slot->policy, 1);
 		return IN_REFUSED;
+	}
 	return IN_ALLOWED;
 }
 

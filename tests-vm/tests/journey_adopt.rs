@@ -147,6 +147,8 @@ fn kill_nine_neither_blinks_nor_opens_and_the_next_daemon_has_the_vm_whole() {
     let knocked =
         lan.count(|frame| frame.len() > 34 && frame[12..14] == [8, 0] && frame[30..34] == LAN.octets());
     assert_eq!(knocked, 0, "a refused packet came through");
+    let told = ok(&daemon.run(&["events", "--only", "refused", "--vm", vm]));
+    assert!(told.contains(&format!("to {LAN}")), "the next daemon tells of an adopted VM's refusals: {told}");
     // Names and the console work again, and the agent has found the daemon by itself.
     assert!(daemon.sh(vm, RESOLVE).contains(&SERVER.to_string()));
     assert!(ok(&daemon.run(&["vm", "logs", vm])).contains("Linux version"));

@@ -1,10 +1,10 @@
-//! What monitoring sees of a real guest: `/metrics` as `promtool` wants it, counts that stay when a VM goes, and
-//! a dashboard whose every query has something to show. One boot.
+//! What an operator sees of a real guest: `/metrics` as `promtool` wants it, counts that stay when a VM goes, a
+//! dashboard whose every query has something to show, and refused flows as events. One boot.
 
 use enisle_tests_vm::{Daemon, Site, ok};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -19,15 +19,79 @@ const ALLOWED: &str = "151.101.1.69";
 const DROPPED: &str = "93.184.216.34";
 
 fn scrape(site: &Site) -> String {
+    let (head, body) = get(site, "/metrics", "*/*");
+    assert!(head.to_lowercase().contains("content-type: text/plain; version=0.0.4"), "{head}");
+    body
+}
+
+fn get(site: &Site, path: &str, accept: &str) -> (String, String) {
     let mut stream = UnixStream::connect(site.api()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.0\r\nhost: x\r\n\r\n").unwrap();
+    stream
+        .write_all(format!("GET {path} HTTP/1.0\r\nhost: x\r\naccept: {accept}\r\n\r\n").as_bytes())
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.0 200"), "{head}");
-    assert!(head.to_lowercase().contains("content-type: text/plain; version=0.0.4"), "{head}");
-    body.to_owned()
+    (head.to_owned(), body.to_owned())
+}
+
+/// Each refused packet is told or counted, with the words of `net why`, while it happens.
+fn refusals_are_told(site: &Site, daemon: &Daemon<'_>) {
+    let mut follower = site
+        .enisle(&["events", "-f", "--only", "refused", "--vm", "agents-1", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let mut events = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let knock = format!("for i in $(seq 60); do timeout 5 nc {DROPPED} 25 </dev/null; done; echo done");
+    assert_eq!(daemon.sh("agents-1", &knock), "done");
+    let why = daemon.json(&["net", "why", "agents-1", &format!("{DROPPED}:25/tcp")]);
+    let mut told = Vec::new();
+    let mut sum = 0;
+    // The last word is how many more there were, once it is quiet.
+    for event in events.by_ref() {
+        sum += match event["type"].as_str() {
+            Some("flow_refused") => 1 + event["not_reported"].as_u64().unwrap(),
+            Some("flows_not_reported") => event["count"].as_u64().unwrap(),
+            _ => panic!("{event}"),
+        };
+        let last = event["type"] == "flows_not_reported";
+        told.push(event);
+        if last {
+            break;
+        }
+    }
+    let mail = told.iter().find(|event| event["destination_port"] == 25).unwrap();
+    for (key, expected) in [
+        ("vm", json!("agents-1")),
+        ("group", json!("agents")),
+        ("direction", json!("out")),
+        ("protocol", json!("tcp")),
+        ("source", json!("169.254.100.2")),
+        ("destination", json!(DROPPED)),
+        ("origin", why["rule"]["origin"].clone()),
+        ("rule", why["rule"]["rule"].clone()),
+    ] {
+        assert_eq!(mail[key], expected, "{key}: {mail}");
+    }
+    assert_eq!(mail["origin"], "group drop[0]");
+    let refused = &daemon.json(&["net", "show", "agents-1"])["counters"]["out_refused"];
+    assert_eq!(json!(sum), *refused, "told and counted are all there were: {told:?}");
+    assert!(told.len() < 60, "of many some are counted only: {}", told.len());
+    let seen = ok(&daemon.run(&["events", "--only", "refused"]));
+    assert!(seen.contains(&format!("to {DROPPED}:25: group drop[0], {DROPPED}")), "{seen}");
+    let kinds = ok(&daemon.run(&["events", "--only", "lifecycle", "--json"]));
+    assert!(kinds.contains("vm_ready") && !kinds.contains("refused"), "{kinds}");
+    let (head, sse) = get(site, "/v1/events?only=refused", "text/event-stream");
+    assert!(
+        head.contains("text/event-stream") && sse.contains("\nevent: flow_refused\ndata: {\"seq\":"),
+        "{head}\n{sse}"
+    );
+    follower.kill().unwrap();
+    follower.wait().unwrap();
 }
 
 /// The value of the one series of this name and these labels.
@@ -90,10 +154,11 @@ fn talk(daemon: &Daemon<'_>) {
 }
 
 #[test]
-fn monitoring_sees_a_guest_and_keeps_what_it_counted() {
+fn an_operator_sees_a_guest_and_what_was_counted_stays() {
     let site = Site::new();
     let daemon = site.up(GROUP);
     talk(&daemon);
+    refusals_are_told(&site, &daemon);
     let text = scrape(&site);
     let (right, said) = promtool(&text);
     assert!(right && said.is_empty(), "{said}\n{text}");

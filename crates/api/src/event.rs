@@ -94,6 +94,43 @@ pub enum EventKind {
         /// The new lists' revision.
         revision: String,
     },
+    /// A packet from or to a VM's guest was refused. Of one VM at most some in a second are told; the others are
+    /// counted.
+    FlowRefused {
+        /// The VM.
+        vm: String,
+        /// Its group.
+        group: String,
+        /// `out`: the guest sent it. `in`: it was for the guest.
+        direction: FlowDirection,
+        /// `tcp`, `udp`, `icmp`, or the protocol's number.
+        protocol: String,
+        /// As the packet says.
+        source: Ipv4Addr,
+        /// Of TCP and UDP; not of a fragment other than the first.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source_port: Option<u16>,
+        /// As the packet says.
+        destination: Ipv4Addr,
+        /// Of TCP and UDP; not of a fragment other than the first.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        destination_port: Option<u16>,
+        /// Where the rule is written, or which part of the judge refused: as in `refused` of a VM's policy.
+        origin: String,
+        /// The rule as written, or what that part refuses.
+        rule: String,
+        /// Refused packets of this VM before this one that were only counted, and not told of yet.
+        not_reported: u64,
+    },
+    /// Refused packets that were only counted, when no later refusal tells how many.
+    FlowsNotReported {
+        /// The VM.
+        vm: String,
+        /// Its group.
+        group: String,
+        /// How many.
+        count: u64,
+    },
     /// Events before this place are not kept any more. `seq` is the number of the last of them.
     Dropped {
         /// How many of this run of the daemon the reader missed.
@@ -101,6 +138,35 @@ pub enum EventKind {
         /// The reader's last number is of another run of the daemon, whose later events are unknown.
         other_run: bool,
     },
+}
+
+/// Which events a reader wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EventFilter {
+    /// Lives of VMs and changes of policies.
+    Lifecycle,
+    /// Refused flows.
+    Refused,
+}
+
+impl std::fmt::Display for EventFilter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Lifecycle => "lifecycle",
+            Self::Refused => "refused",
+        })
+    }
+}
+
+/// Which way a packet went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowDirection {
+    /// The guest sent it.
+    Out,
+    /// It was for the guest.
+    In,
 }
 
 impl EventKind {
@@ -115,8 +181,20 @@ impl EventKind {
             | Self::VmCrashed { group, .. }
             | Self::VmFailed { group, .. }
             | Self::VmRemoved { group, .. }
+            | Self::FlowRefused { group, .. }
+            | Self::FlowsNotReported { group, .. }
             | Self::PolicyChanged { group, .. } => Some(group),
             Self::Dropped { .. } => None,
+        }
+    }
+
+    /// Whom it is for; a note of what was dropped is for everybody.
+    #[must_use]
+    pub fn filter(&self) -> Option<EventFilter> {
+        match self {
+            Self::Dropped { .. } => None,
+            Self::FlowRefused { .. } | Self::FlowsNotReported { .. } => Some(EventFilter::Refused),
+            _ => Some(EventFilter::Lifecycle),
         }
     }
 
@@ -132,6 +210,8 @@ impl EventKind {
             Self::VmFailed { .. } => "vm_failed",
             Self::VmRemoved { .. } => "vm_removed",
             Self::PolicyChanged { .. } => "policy_changed",
+            Self::FlowRefused { .. } => "flow_refused",
+            Self::FlowsNotReported { .. } => "flows_not_reported",
             Self::Dropped { .. } => "dropped",
         }
     }
@@ -146,7 +226,9 @@ impl EventKind {
             | Self::VmStopped { vm, .. }
             | Self::VmCrashed { vm, .. }
             | Self::VmFailed { vm, .. }
-            | Self::VmRemoved { vm, .. } => Some(vm),
+            | Self::VmRemoved { vm, .. }
+            | Self::FlowRefused { vm, .. }
+            | Self::FlowsNotReported { vm, .. } => Some(vm),
             Self::PolicyChanged { vm, .. } => vm.as_deref(),
             Self::Dropped { .. } => None,
         }

@@ -19,7 +19,7 @@ pub mod token;
 pub mod verify;
 pub mod vm;
 
-pub use event::{Event, EventKind};
+pub use event::{Event, EventFilter, EventKind, FlowDirection};
 pub use exec::*;
 pub use files::*;
 pub use policy::*;

@@ -43,9 +43,14 @@ fn daemon(document: &mut Document) {
         .json::<Vec<Group>>(200)
         .end(&[]);
     document
-        .get(routes::EVENTS, "events", "What happened: lives of VMs and changes of policies.")
+        .get(routes::EVENTS, "events", "What happened: lives of VMs, changes of policies, refused flows.")
         .param(Param::query("since", "integer", "Only what came after the event of this number."))
         .param(Param::query("follow", "boolean", "Go on until the daemon stops."))
+        .param(Param::query(
+            "only",
+            "string",
+            "`lifecycle`: lives of VMs and changes of policies; `refused`: refused flows; else all.",
+        ))
         .param(Param::header("Last-Event-ID", "As `since`, from a browser that connects again."))
         .lines::<Event>("application/jsonl", "text/event-stream")
         .end(&[Code::InvalidRequest]);

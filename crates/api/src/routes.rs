@@ -6,7 +6,7 @@ pub const HEALTH: &str = "/v1/health";
 pub const VERSION: &str = "/v1/version";
 /// `GET` → list of [`crate::Group`].
 pub const GROUPS: &str = "/v1/groups";
-/// `GET ?since=SEQ&follow=BOOL` → each [`crate::Event`] as a line of JSON, or as a server-sent event for whoever
+/// `GET ?since=SEQ&follow=BOOL&only=lifecycle|refused` → each [`crate::Event`] as a line of JSON, or as a server-sent event for whoever
 /// accepts `text/event-stream`. Without `since` everything that is kept.
 pub const EVENTS: &str = "/v1/events";
 /// `GET` → counters and gauges in Prometheus' text format.
@@ -57,6 +57,12 @@ pub const VM_STREAM: &str = "/v1/vms/{name}/stream";
 pub fn events(since: Option<u64>, follow: bool) -> String {
     let since = since.map_or_else(String::new, |since| format!("&since={since}"));
     format!("{EVENTS}?follow={follow}{since}")
+}
+
+/// The same for events of one kind.
+#[must_use]
+pub fn events_of(only: crate::EventFilter, since: Option<u64>, follow: bool) -> String {
+    format!("{}&only={only}", events(since, follow))
 }
 
 /// The path of one VM, with its name percent-encoded where needed.

@@ -3,19 +3,20 @@
 use crate::Failure;
 use crate::table::{print, print_json_line, visible};
 use crate::vm::Context;
-use clap::Args;
-use enisle_client::api::{Event, EventKind};
+use clap::{Args, ValueEnum};
+use enisle_client::api::{Event, EventFilter, EventKind, FlowDirection};
 
 /// `enisle events`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without --follow it prints what the daemon still knows (the last 4096 events of its run) and ends. Events have
-growing numbers; `--since N` prints what came after number N, and says how many of those are not kept any more.
+Without --follow it prints what the daemon still knows and ends: of its run the last 4096 events, and the last 2048
+refused flows beside them. Of one VM some 8 refused flows a second are told, the others counted. Events have growing numbers; `--since N` prints what came after number N, and says how many of those are not kept any more.
 With --json each line is one event of the API.
 
 Examples:
   enisle events
   enisle events --follow --vm agents-1
+  enisle events --follow --only refused
   enisle events -f --json | jq -r 'select(.type == \"vm_removed\") | .vm + \" \" + .removal'")]
 pub struct EventsArgs {
     /// Go on with what happens until the daemon stops.
@@ -24,13 +25,35 @@ pub struct EventsArgs {
     /// Only what came after the event of this number.
     #[arg(long, value_name = "SEQ")]
     since: Option<u64>,
+    /// Only lives of VMs and policies, or only refused flows.
+    #[arg(long, value_name = "KIND")]
+    only: Option<Only>,
     /// Only events of this VM, and how many were missed.
     #[arg(long, value_name = "NAME")]
     vm: Option<String>,
 }
 
+/// Kinds of events.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Only {
+    Lifecycle,
+    Refused,
+}
+
+impl From<Only> for EventFilter {
+    fn from(only: Only) -> Self {
+        match only {
+            Only::Lifecycle => Self::Lifecycle,
+            Only::Refused => Self::Refused,
+        }
+    }
+}
+
 pub(crate) async fn run(context: &Context, args: &EventsArgs) -> Result<u8, Failure> {
-    let mut events = context.client.events(args.since, args.follow).await?;
+    let mut events = match args.only {
+        Some(only) => context.client.events_of(only.into(), args.since, args.follow).await?,
+        None => context.client.events(args.since, args.follow).await?,
+    };
     while let Some(event) = events.next().await? {
         let missed = matches!(event.what, EventKind::Dropped { .. });
         if !missed && args.vm.is_some() && event.what.vm() != args.vm.as_deref() {
@@ -61,6 +84,10 @@ fn line(event: &Event) -> String {
         EventKind::PolicyChanged { vm: None, group, revision } => {
             (format!("group {group}"), format!("policy changed to {revision}"))
         }
+        EventKind::FlowRefused { vm, .. } => (vm.clone(), refused(&event.what)),
+        EventKind::FlowsNotReported { vm, count, .. } => {
+            (vm.clone(), format!("{count} more packets refused, which were only counted"))
+        }
         EventKind::Dropped { count, other_run } => {
             let other = if *other_run { ", and what an earlier run of the daemon told last" } else { "" };
             ("-".to_owned(), format!("{count} events are not kept any more{other}"))
@@ -68,6 +95,39 @@ fn line(event: &Event) -> String {
         _ => ("-".to_owned(), "something that this program is too old for; see --json".to_owned()),
     };
     format!("{} {} {about}: {what}", utc(event.time_ms), event.seq)
+}
+
+/// A refused flow.
+fn refused(what: &EventKind) -> String {
+    let EventKind::FlowRefused {
+        direction,
+        protocol,
+        source,
+        source_port,
+        destination,
+        destination_port,
+        origin,
+        rule,
+        not_reported,
+        ..
+    } = what
+    else {
+        return String::new();
+    };
+    let end = |address: &std::net::Ipv4Addr, port: &Option<u16>| match port {
+        Some(port) => format!("{address}:{port}"),
+        None => address.to_string(),
+    };
+    let (from, to) = (end(source, source_port), end(destination, destination_port));
+    let way = match direction {
+        FlowDirection::Out => "refused",
+        FlowDirection::In => "refused the answer",
+    };
+    let before = match not_reported {
+        0 => String::new(),
+        count => format!(" ({count} before it only counted)"),
+    };
+    format!("{way} {protocol} {from} to {to}: {origin}, {rule}{before}")
 }
 
 /// RFC 3339 in UTC, to the second.

@@ -5,7 +5,7 @@ use crate::Error;
 use crate::client::{Client, LogStream, READ_LIMIT, bounded};
 use crate::connection::{self, Ask};
 use bytes::BytesMut;
-use enisle_api::{Event, routes};
+use enisle_api::{Event, EventFilter, routes};
 use http::Method;
 
 /// Longest line, in bytes: an event has some hundred, with a reason of a KiB.
@@ -19,7 +19,23 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn events(&self, since: Option<u64>, follow: bool) -> Result<EventStream, Error> {
-        let path = routes::events(since, follow);
+        self.follow(routes::events(since, follow)).await
+    }
+
+    /// The same for events of one kind.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn events_of(
+        &self,
+        only: EventFilter,
+        since: Option<u64>,
+        follow: bool,
+    ) -> Result<EventStream, Error> {
+        self.follow(routes::events_of(only, since, follow)).await
+    }
+
+    async fn follow(&self, path: String) -> Result<EventStream, Error> {
         let ask = Ask { method: &Method::GET, path: &path };
         let response = bounded(ask, READ_LIMIT, connection::request(&self.endpoint, ask, None)).await?;
         let body = LogStream::new(ask, response);

@@ -23,7 +23,7 @@ use crate::options::{ExitCode, LogFormat, UpOptions};
 use crate::parts::names::NameServers;
 use crate::parts::network::{Network, NetworkError};
 use crate::parts::real::RealParts;
-use crate::parts::{PartError, departures, warm_up, watch};
+use crate::parts::{PartError, departures, refusals, warm_up, watch};
 use crate::shutdown;
 use crate::signals::{self, Wishes};
 use crate::ssh;
@@ -216,7 +216,10 @@ async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError>
         }
     };
     let network = open_network(config, &scope, &found).await?;
-    let threads = watch::follow(Arc::clone(&network)).and_then(|()| departures::keep(Arc::clone(&network)));
+    let (events, metrics) = (Arc::new(Events::new(store.run())), Arc::new(Metrics::new()));
+    let threads = watch::follow(Arc::clone(&network))
+        .and_then(|()| departures::keep(Arc::clone(&network)))
+        .and_then(|()| refusals::keep(Arc::clone(&network), Arc::clone(&events)));
     if let Err(error) = threads {
         let closed = blocking("removing the network", move || network.close()).await?;
         return Err(closed.map_or_else(BootError::Network, |()| BootError::Watch(error)));
@@ -238,7 +241,6 @@ async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError>
         survivors: Mutex::new(living.into_iter().collect()),
     });
     let queue = Queue::new(config.start_at_once.map_or_else(at_once, |n| n as usize), queue::this_host);
-    let (events, metrics) = (Arc::new(Events::new(store.run())), Arc::new(Metrics::new()));
     let workshop = Workshop { parts, store: Arc::clone(&store), faults, queue, events, metrics };
     let of_groups = groups.clone();
     let registry = Arc::new(Registry::new(workshop, groups, dirs.clone(), wishes.stop.clone()));

@@ -1,15 +1,17 @@
 //! What happened, for whoever wants to follow it.
 //!
 //! ```text
-//! owner tasks, policies ──tell──▶ ring (bounded) ◀──batch── Reader (a number) ◀── GET /v1/events
+//! owner tasks, policies ──tell──▶ ring (bounded) ─┐
+//! refused packets ───────tell──▶ ring (bounded) ──┴─by number─▶ Reader (a place) ◀── GET /v1/events
 //! ```
 //!
-//! Owns: numbers, the bound, and saying how much a reader missed. A reader is a number and holds
+//! Owns: numbers, the bounds, and saying how much a reader missed. A reader is a place and holds
 //! nothing: one that is too slow finds its place overwritten and is told so; it never holds up who
-//! tells. Refuses: keeping events over a restart, and what they mean.
+//! tells. What guests can cause has a ring of its own, and pushes nothing else out. Refuses: keeping
+//! events over a restart, and what they mean.
 
 use crate::vm::lifetime::now_ms;
-use enisle_api::{Event, EventKind};
+use enisle_api::{Event, EventFilter, EventKind};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +19,8 @@ use tokio::sync::watch;
 
 /// Events that are kept: with reasons of [`MAX_REASON`] bytes at most 5 MiB, in practice below one.
 pub(crate) const KEPT: usize = 4096;
+/// Refused flows that are kept beside them, below one MiB. Of each VM come at most some in a second.
+pub(crate) const REFUSED_KEPT: usize = 2048;
 /// Events that a reader takes at a time.
 const BATCH: usize = 128;
 /// Most bytes of a reason.
@@ -32,47 +36,120 @@ struct News {
     closed: bool,
 }
 
+/// The newest events of one kind.
+#[derive(Debug)]
+struct Ring {
+    limit: usize,
+    kept: VecDeque<Event>,
+    /// How many came before the oldest one that is kept.
+    gone: u64,
+}
+
+impl Ring {
+    fn new(limit: usize) -> Self {
+        Self { limit, kept: VecDeque::new(), gone: 0 }
+    }
+
+    fn push(&mut self, event: Event) {
+        if self.kept.len() == self.limit {
+            self.kept.pop_front();
+            self.gone += 1;
+        }
+        self.kept.push_back(event);
+    }
+
+    /// Events after a number, each with its place among all of this kind that there ever were, from 1.
+    fn after(&self, seq: u64) -> impl Iterator<Item = (u64, &Event)> {
+        let start = self.kept.partition_point(|event| event.seq <= seq);
+        let place = self.gone + start as u64;
+        self.kept.range(start..).enumerate().map(move |(i, event)| (place + i as u64 + 1, event))
+    }
+
+    /// How many of this kind there were up to a number; `None` for one before what is kept.
+    fn up_to(&self, seq: u64) -> Option<u64> {
+        let start = self.kept.partition_point(|event| event.seq <= seq) as u64;
+        (start > 0 || self.gone == 0).then_some(self.gone + start)
+    }
+}
+
 /// All that is kept.
+#[derive(Debug)]
+struct Rings {
+    life: Ring,
+    refused: Ring,
+    /// How many there were, by type.
+    told: BTreeMap<&'static str, u64>,
+}
+
+impl Rings {
+    fn of(&self, only: EventFilter) -> &Ring {
+        match only {
+            EventFilter::Lifecycle => &self.life,
+            EventFilter::Refused => &self.refused,
+        }
+    }
+
+    /// How many of one kind there were up to the number `seq`, the numbers of this run being above `base`.
+    /// One ring that reaches back so far is enough to know; else it is as few as may be.
+    fn up_to(&self, only: EventFilter, seq: u64, base: u64) -> u64 {
+        let (own, other) = match only {
+            EventFilter::Lifecycle => (&self.life, &self.refused),
+            EventFilter::Refused => (&self.refused, &self.life),
+        };
+        own.up_to(seq).or_else(|| other.up_to(seq).map(|other| seq - base - other)).unwrap_or_else(|| {
+            let oldest = own.kept.front().map_or(seq + 1, |event| event.seq);
+            own.gone.saturating_sub(oldest - 1 - seq)
+        })
+    }
+
+    /// The number of the oldest event that is kept of these.
+    fn oldest(&self, only: Option<EventFilter>) -> Option<u64> {
+        let first = |ring: &Ring| ring.kept.front().map(|event| event.seq);
+        match only {
+            Some(only) => first(self.of(only)),
+            None => first(&self.life).into_iter().chain(first(&self.refused)).min(),
+        }
+    }
+}
+
+/// What happened.
 #[derive(Debug)]
 pub(crate) struct Events {
     /// The number before the first event of this run.
     base: u64,
-    ring: Mutex<VecDeque<Event>>,
+    rings: Mutex<Rings>,
     news: watch::Sender<News>,
-    /// How many there were, by type.
-    told: Mutex<BTreeMap<&'static str, u64>>,
     /// How many readers were told that they missed.
     missed: AtomicU64,
 }
 
 impl Events {
-    /// An empty ring for this run of the daemon.
+    /// Empty rings for this run of the daemon.
     pub(crate) fn new(run: u64) -> Self {
         let base = run << RUN_SHIFT;
         let news = watch::Sender::new(News { newest: base, closed: false });
-        Self { base, ring: Mutex::default(), news, told: Mutex::default(), missed: AtomicU64::new(0) }
+        let (life, refused) = (Ring::new(KEPT), Ring::new(REFUSED_KEPT));
+        let rings = Mutex::new(Rings { life, refused, told: BTreeMap::new() });
+        Self { base, rings, news, missed: AtomicU64::new(0) }
     }
 
     /// Adds an event. Never waits for a reader.
     pub(crate) fn tell(&self, what: EventKind) {
-        *self.told().entry(what.name()).or_default() += 1;
-        let mut ring = self.ring();
+        let mut rings = self.rings();
+        *rings.told.entry(what.name()).or_default() += 1;
         let seq = self.news.borrow().newest + 1;
-        if ring.len() == KEPT {
-            ring.pop_front();
+        let event = Event { seq, time_ms: now_ms(), what: shortened(what) };
+        match event.what.filter() {
+            Some(EventFilter::Refused) => rings.refused.push(event),
+            _ => rings.life.push(event),
         }
-        ring.push_back(Event { seq, time_ms: now_ms(), what: shortened(what) });
         // Under the lock, so that numbers are told in their order.
         self.news.send_modify(|news| news.newest = seq);
     }
 
     /// How many events there were, by type, and how many readers were told that they missed.
     pub(crate) fn counts(&self) -> (BTreeMap<&'static str, u64>, u64) {
-        (self.told().clone(), self.missed.load(Ordering::Relaxed))
-    }
-
-    fn told(&self) -> MutexGuard<'_, BTreeMap<&'static str, u64>> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        (self.rings().told.clone(), self.missed.load(Ordering::Relaxed))
     }
 
     /// No more events come: readers that follow end.
@@ -80,29 +157,32 @@ impl Events {
         self.news.send_modify(|news| news.closed = true);
     }
 
-    /// A reader of what came after the number `since`, or of everything that is kept.
-    pub(crate) fn reader(self: &Arc<Self>, since: Option<u64>) -> Reader {
+    /// A reader of what came after the number `since`, or of everything that is kept; of one kind, or of
+    /// all.
+    pub(crate) fn reader(self: &Arc<Self>, since: Option<u64>, only: Option<EventFilter>) -> Reader {
         let news = self.news.subscribe();
+        let rings = self.rings();
         let newest = news.borrow().newest;
         let (after, other_run) = match since {
-            None => (self.oldest() - 1, false),
+            None => (rings.oldest(only).map_or(newest, |oldest| oldest - 1), false),
             Some(0) => (self.base, false),
             // Of another run, or of another state directory.
             Some(since) if since < self.base || since > newest => (self.base, true),
             Some(since) => (since, false),
         };
-        Reader { events: Arc::clone(self), after, other_run, news }
+        let seen = match (only, since) {
+            (None, _) => 0,
+            // What is not kept any more is not missed by who asks for what is kept.
+            (Some(only), None) => rings.of(only).gone,
+            (Some(only), Some(_)) => rings.up_to(only, after, self.base),
+        };
+        drop(rings);
+        Reader { events: Arc::clone(self), only, after, seen, other_run, news }
     }
 
-    /// The number of the oldest event that is kept, or of the next one.
-    fn oldest(&self) -> u64 {
-        let ring = self.ring();
-        ring.front().map_or_else(|| self.news.borrow().newest + 1, |event| event.seq)
-    }
-
-    /// A panic elsewhere leaves a ring that is whole: every change of it is one call.
-    fn ring(&self) -> MutexGuard<'_, VecDeque<Event>> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A panic elsewhere leaves rings that are whole: every change of them is one call.
+    fn rings(&self) -> MutexGuard<'_, Rings> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -122,31 +202,55 @@ fn shortened(mut what: EventKind) -> EventKind {
 /// A place in the events.
 pub(crate) struct Reader {
     events: Arc<Events>,
+    only: Option<EventFilter>,
     /// The last number that was read.
     after: u64,
+    /// How many of its kind there were up to there; of one kind only.
+    seen: u64,
     other_run: bool,
     news: watch::Receiver<News>,
 }
 
 impl Reader {
-    /// What there is after the last one, at most some; first of all, how much was missed.
+    /// What there is after the last one, at most some; before what comes after a gap, how much was
+    /// missed there.
     pub(crate) fn batch(&mut self) -> Vec<Event> {
-        let ring = self.events.ring();
-        let newest = self.events.news.borrow().newest;
-        let oldest = ring.front().map_or(newest + 1, |event| event.seq);
+        let events = Arc::clone(&self.events);
+        let rings = events.rings();
         let mut batch = Vec::new();
-        let missed = oldest.saturating_sub(self.after + 1);
-        if missed > 0 || self.other_run {
-            let what = EventKind::Dropped { count: missed, other_run: std::mem::take(&mut self.other_run) };
-            batch.push(Event { seq: oldest - 1, time_ms: now_ms(), what });
-            self.after = oldest - 1;
-            self.events.missed.fetch_add(missed, Ordering::Relaxed);
+        match self.only {
+            Some(only) => {
+                for (place, event) in rings.of(only).after(self.after).take(BATCH) {
+                    self.take(&mut batch, event, place - self.seen - 1);
+                    self.seen = place;
+                }
+            }
+            // Numbers of all together have no gaps.
+            None => {
+                for event in merged(&rings, self.after).take(BATCH) {
+                    self.take(&mut batch, event, event.seq - self.after - 1);
+                }
+            }
         }
-        // Numbers have no gaps: the place of the next one in the ring follows from it.
-        let skip = usize::try_from(self.after + 1 - oldest).unwrap_or(usize::MAX);
-        batch.extend(ring.iter().skip(skip).take(BATCH).cloned());
-        self.after = batch.last().map_or(self.after, |event| event.seq);
+        if self.other_run {
+            self.note(&mut batch, self.after, 0);
+        }
         batch
+    }
+
+    fn take(&mut self, batch: &mut Vec<Event>, event: &Event, missed: u64) {
+        if missed > 0 || self.other_run {
+            self.note(batch, event.seq - 1, missed);
+        }
+        batch.push(event.clone());
+        self.after = event.seq;
+    }
+
+    /// Says that so many were missed before the number after `seq`.
+    fn note(&mut self, batch: &mut Vec<Event>, seq: u64, count: u64) {
+        let what = EventKind::Dropped { count, other_run: std::mem::take(&mut self.other_run) };
+        batch.push(Event { seq, time_ms: now_ms(), what });
+        self.events.missed.fetch_add(count, Ordering::Relaxed);
     }
 
     /// The next events, as soon as there are some; `None` when no more will come. Cancel-safe.
@@ -164,90 +268,16 @@ impl Reader {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn adopted(vm: usize) -> EventKind {
-        EventKind::VmAdopted { vm: vm.to_string(), group: "g".into() }
-    }
-
-    fn numbers(batch: &[Event]) -> Vec<u64> {
-        batch.iter().map(|event| event.seq).collect()
-    }
-
-    fn all(mut reader: Reader) -> Vec<Event> {
-        std::iter::from_fn(|| Some(reader.batch()).filter(|batch| !batch.is_empty())).flatten().collect()
-    }
-
-    #[test]
-    fn a_reader_gets_what_came_after_its_number() {
-        let events = Arc::new(Events::new(3));
-        let base = 3 << 32;
-        assert_eq!(all(events.reader(None)), []);
-        assert_eq!(all(events.reader(Some(0))), []);
-        for n in 0..3 {
-            events.tell(adopted(n));
-        }
-        assert_eq!(numbers(&all(events.reader(None))), [base + 1, base + 2, base + 3]);
-        assert_eq!(numbers(&all(events.reader(Some(0)))), [base + 1, base + 2, base + 3]);
-        assert_eq!(numbers(&all(events.reader(Some(base + 2)))), [base + 3]);
-        assert_eq!(all(events.reader(Some(base + 3))), []);
-    }
-
-    #[test]
-    fn what_a_reader_missed_is_counted_exactly_and_each_is_missed_or_read() {
-        let events = Arc::new(Events::new(1));
-        let base = 1u64 << 32;
-        let mut slow = events.reader(None);
-        for n in 0..KEPT + 10 {
-            events.tell(adopted(n));
-        }
-        let first = slow.batch();
-        assert_eq!(first[0].what, EventKind::Dropped { count: 10, other_run: false });
-        assert_eq!(first[0].seq, base + 10, "going on from there misses no more");
-        let read = first.len() - 1 + all(slow).len();
-        assert_eq!(read, KEPT);
-        assert_eq!(events.counts(), (BTreeMap::from([("vm_adopted", KEPT as u64 + 10)]), 10));
-        let old = all(events.reader(Some(base + 4)));
-        assert_eq!(old[0].what, EventKind::Dropped { count: 6, other_run: false });
-        assert_eq!(old.len(), 1 + KEPT);
-        assert_eq!(all(events.reader(None)).len(), KEPT, "who asks for what is kept misses nothing");
-    }
-
-    #[test]
-    fn a_number_of_another_run_is_noticed_also_when_nothing_has_happened_since() {
-        let events = Arc::new(Events::new(2));
-        let dropped = EventKind::Dropped { count: 0, other_run: true };
-        for since in [(1 << 32) + 5, (9 << 32) + 1] {
-            let batch = all(events.reader(Some(since)));
-            assert_eq!((batch.len(), &batch[0].what), (1, &dropped));
-            assert_eq!(all(events.reader(Some(batch[0].seq))), []);
-        }
-    }
-
-    #[test]
-    fn a_long_reason_is_cut_between_characters() {
-        let events = Arc::new(Events::new(1));
-        let reason = "ü".repeat(2000);
-        events.tell(EventKind::VmFailed { vm: "a".into(), group: "g".into(), reason });
-        let EventKind::VmFailed { reason, .. } = &all(events.reader(None))[0].what else { panic!("another") };
-        assert_eq!(reason.chars().count(), 513);
-    }
-
-    #[tokio::test]
-    async fn who_follows_is_woken_and_ends_with_the_daemon() {
-        let events = Arc::new(Events::new(1));
-        let mut reader = events.reader(None);
-        let waiting = tokio::spawn(async move {
-            let first = reader.next().await;
-            (first, reader.next().await)
-        });
-        tokio::task::yield_now().await;
-        events.tell(adopted(1));
-        tokio::task::yield_now().await;
-        events.close();
-        let (first, last) = waiting.await.unwrap();
-        assert_eq!((first.unwrap().len(), last), (1, None));
-    }
+/// Both kinds after a number, by number.
+fn merged(rings: &Rings, after: u64) -> impl Iterator<Item = &Event> {
+    let mut life = rings.life.after(after).peekable();
+    let mut refused = rings.refused.after(after).peekable();
+    std::iter::from_fn(move || {
+        let next = |ring: Option<&(u64, &Event)>| ring.map_or(u64::MAX, |(_, event)| event.seq);
+        let first = if next(life.peek()) < next(refused.peek()) { life.next() } else { refused.next() };
+        first.map(|(_, event)| event)
+    })
 }
+
+#[cfg(test)]
+mod tests;

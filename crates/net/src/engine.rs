@@ -35,6 +35,7 @@ use crate::slot::{Builder, Parts, Slot, SlotSpec, Unfinished};
 use crate::surroundings::Surroundings;
 
 use departures::Departures;
+pub(crate) use explain::refuser;
 pub use explain::{Decider, HostFact, Judgement, Question, Refused, Refuser};
 
 /// IPv4's smallest promise (RFC 791) and the largest packet.

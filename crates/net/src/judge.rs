@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 
 use crate::plan::{Block, MacAddr};
 use crate::policy::{CompiledPolicy, Origin, RuleId, Verdict};
+use crate::reports::Tenant;
 
 /// On a packet for a service on the gateway, between the judge and the namespace's tables.
 /// `MARK_SERVICE` of `judge.c`.
@@ -50,6 +51,8 @@ pub(crate) struct SlotEntry {
     /// No fragment from the guest before: nanoseconds of `CLOCK_MONOTONIC`. Only the first entry of
     /// a slot says so.
     pub(crate) fragments_from: u64,
+    /// Whose it is. Only the first entry of a slot says so.
+    pub(crate) tenant: Tenant,
 }
 
 /// What of a slot's entry stays as it is while the slot lives.
@@ -57,6 +60,7 @@ pub(crate) struct SlotEntry {
 pub(crate) struct Terms {
     pub(crate) shaped: bool,
     pub(crate) fragments_from: u64,
+    pub(crate) tenant: Tenant,
 }
 
 impl SlotEntry {
@@ -69,6 +73,7 @@ impl SlotEntry {
             gateway_mac: block.host_mac(),
             shaped: terms.shaped,
             fragments_from: terms.fragments_from,
+            tenant: terms.tenant,
         }
     }
 }

@@ -32,6 +32,7 @@ use crate::nft::Table;
 use crate::plan::Block;
 use crate::policies::Policies;
 use crate::policy::CompiledPolicy;
+use crate::reports::Tenant;
 use crate::scope::Scope;
 use crate::slot_table::TAP;
 
@@ -81,6 +82,18 @@ impl Slot {
     #[must_use]
     pub fn netns(&self) -> BorrowedFd<'_> {
         self.netns.as_fd()
+    }
+
+    /// Who has the slot, as [`crate::RefusedFlow`] names it.
+    #[must_use]
+    pub fn tenant(&self) -> Tenant {
+        self.terms.tenant
+    }
+
+    /// Names the policy in force, as [`crate::RefusedFlow`] does. Waits while it is being changed.
+    #[must_use]
+    pub fn policy_number(&self) -> u32 {
+        self.policy().0
     }
 
     /// Opens the tap's one queue, with `IFF_VNET_HDR`: every frame is preceded by a
@@ -154,7 +167,8 @@ impl Builder<'_> {
 
     fn slot(&self, block: Block, netns: Netns, entry: &SlotEntry, made_as: Option<WarmSpec>) -> Slot {
         let kernel = Arc::clone(self.kernel);
-        let terms = Terms { shaped: entry.shaped, fragments_from: entry.fragments_from };
+        let terms =
+            Terms { shaped: entry.shaped, fragments_from: entry.fragments_from, tenant: entry.tenant };
         Slot { block, netns, kernel, policy: Mutex::new(entry.policy), terms, made_as }
     }
 

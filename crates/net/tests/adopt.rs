@@ -136,6 +136,15 @@ fn an_adopted_slots_packets_pass_on_and_what_was_refused_stays_refused() {
         for (addr, port) in [(LAN, CANARY), (block(1).guest(), 22)] {
             assert!(guest_0.ask(Kind::Tcp, addr, port, LIMIT).refused(), "{addr}:{port}");
         }
+        let mut reports = engine.reports().unwrap();
+        assert!(guest_0.ask(Kind::Tcp, LAN, CANARY, LIMIT).refused());
+        let told: Vec<_> = std::iter::from_fn(|| reports.read()).collect();
+        assert!(told.iter().all(|flow| flow.tenant == slots[0].tenant()), "{told:?}");
+        assert_eq!(
+            told.last().map(|flow| flow.destination),
+            Some(LAN),
+            "an adopted slot's refusals are told"
+        );
         let stats = engine.stats(&slots[0]).unwrap();
         assert!(stats.out_allowed > 0 && stats.out_refused > 0, "the new judge judges: {stats:?}");
         // And it is this engine's to command: live change, removal, reuse.

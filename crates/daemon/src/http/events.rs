@@ -9,7 +9,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use enisle_api::{Code, Event, Problem};
+use enisle_api::{Code, Event, EventFilter, Problem};
 use futures_util::stream;
 use serde::Deserialize;
 use std::convert::Infallible;
@@ -29,6 +29,8 @@ pub(super) struct EventsQuery {
     /// Go on with what happens until the daemon stops.
     #[serde(default)]
     follow: bool,
+    /// Only these.
+    only: Option<EventFilter>,
 }
 
 /// How an answer is written.
@@ -49,7 +51,7 @@ pub(super) async fn events(
         Some(since) => Some(since),
         None => last_seen(&headers)?,
     };
-    let reader = Seen { reader: app.registry.events().reader(since), sight: view::sight() };
+    let reader = Seen { reader: app.registry.events().reader(since, query.only), sight: view::sight() };
     let body = if query.follow { following(reader, form) } else { Body::from(present(reader, form)) };
     let kind = match form {
         Form::Lines => "application/jsonl",

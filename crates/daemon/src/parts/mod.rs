@@ -14,6 +14,7 @@ pub(crate) mod names;
 pub(crate) mod network;
 pub(crate) mod policy;
 pub(crate) mod real;
+pub(crate) mod refusals;
 pub(crate) mod warm_up;
 pub(crate) mod watch;
 

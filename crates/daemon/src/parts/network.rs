@@ -5,6 +5,7 @@
 
 mod metering;
 mod policy;
+mod tenants;
 mod traffic;
 mod warm;
 
@@ -17,12 +18,13 @@ use crate::vm::plan::{MTU, VmPlan, slot_of};
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::CompiledPolicy;
 use enisle_net::{
-    Engine, EngineConfig, Limits, NetError, Scope, ScopeError, Slot, SlotSpec, WarmSlot, WarmSpec, Wires,
+    Bell, Engine, EngineConfig, Limits, NetError, Scope, ScopeError, Slot, SlotSpec, WarmSlot, WarmSpec,
+    Wires,
 };
 use enisle_vmm::Nic;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -48,6 +50,8 @@ pub(crate) struct Network {
     warm: Warm<WarmSlot>,
     /// Held while the host is followed: what follows last must not put back what was closed.
     closed: Mutex<bool>,
+    /// Ends the reading of refused packets.
+    bell: OnceLock<Bell>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +60,7 @@ struct Slots {
     /// Could not be removed. The engine keeps their blocks; the next start reclaims them.
     stuck: BTreeSet<Block>,
     metering: metering::Metering,
+    tenants: tenants::Tenants,
 }
 
 impl Network {
@@ -73,7 +78,13 @@ impl Network {
         if links > 0 {
             tracing::debug!(links, "removed slots of VMs that do not live on");
         }
-        Ok(Self { engine, slots: Mutex::default(), warm: Warm::default(), closed: Mutex::default() })
+        Ok(Self {
+            engine,
+            slots: Mutex::default(),
+            warm: Warm::default(),
+            closed: Mutex::default(),
+            bell: OnceLock::new(),
+        })
     }
 
     /// Removes what a killed run of this scope left; its processes must be dead. Returns how many
@@ -234,6 +245,9 @@ impl Network {
         *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
         let cooled = self.cool_down();
         self.engine.stop_waiting();
+        if let Some(bell) = self.bell.get() {
+            bell.ring();
+        }
         self.engine.close()?;
         cooled
     }

@@ -12,6 +12,7 @@ use super::{Desk, shell, shown};
 use crate::chain::Chain;
 use crate::events::Reader;
 use crate::vm::Handle;
+use enisle_api::EventFilter;
 use enisle_api::Removal;
 use russh::server::Msg;
 use russh::{Channel, ChannelMsg};
@@ -95,7 +96,7 @@ async fn show(desk: &Desk, caller: &Caller, vm: Option<Handle>, keyboard: &mut K
 /// The menu, and what is chosen from it, until it is left.
 async fn menu(desk: &Desk, caller: &Caller, keyboard: &mut Keyboard, screen: &Screen) {
     let mut menu = Menu::new(format!("Enisle: microVMs for {}", caller.label));
-    let mut events = desk.registry.events().reader(None);
+    let mut events = desk.registry.events().reader(None, Some(EventFilter::Lifecycle));
     loop {
         screen.show(MENU_ON.to_owned()).await;
         let Some(choice) = browse(desk, caller, &mut menu, &mut events, (keyboard, screen)).await else {

@@ -39,6 +39,25 @@ fn rule(policy: &CompiledPolicy, id: RuleId) -> RuleShown {
     }
 }
 
+/// The first rules of a policy, by number.
+pub(crate) fn first_rules(policy: &CompiledPolicy, most: usize) -> Box<[RuleShown]> {
+    let shown = policy.rules().iter().take(most);
+    shown.map(|info| RuleShown { origin: origin(info.origin), rule: info.text.clone() }).collect()
+}
+
+/// Refusers other than rules: a name, and what they refuse.
+pub(crate) fn refuser(by: Refuser) -> Option<(&'static str, &'static str)> {
+    match by {
+        Refuser::Rule(_) => None,
+        Refuser::Form => Some(("form", "other protocols, IP options, other kinds of ICMP (row 8)")),
+        Refuser::Multicast => Some(("multicast", "multicast and broadcast (row 7)")),
+        Refuser::Gateway => Some(("gateway", "anything but DNS on the gateway (row 11)")),
+        Refuser::Host => Some(("host", "this host, its networks, other microVMs (rows 3 to 5)")),
+        Refuser::Nothing => Some(("nothing", "no policy holds the address")),
+        Refuser::OtherRules => Some(("other rules", "rules beyond the 256 that are counted apart")),
+    }
+}
+
 fn origin(origin: Origin) -> String {
     match origin {
         Origin::Drop(_) | Origin::Allow(_) => format!("group {origin}"),
@@ -53,19 +72,12 @@ pub(crate) fn refused(policy: &CompiledPolicy, observed: &Observed) -> Vec<Refus
         .iter()
         .filter(|refused| refused.packets > 0)
         .map(|refused| {
-            let (origin, text) = match refused.by {
-                Refuser::Rule(id) => {
-                    let RuleShown { origin, rule } = rule(policy, id);
-                    return RefusedPackets { origin, rule, packets: refused.packets };
-                }
-                Refuser::Form => ("form", "other protocols, IP options, other kinds of ICMP (row 8)"),
-                Refuser::Multicast => ("multicast", "multicast and broadcast (row 7)"),
-                Refuser::Gateway => ("gateway", "anything but DNS on the gateway (row 11)"),
-                Refuser::Host => ("host", "this host, its networks, other microVMs (rows 3 to 5)"),
-                Refuser::Nothing => ("nothing", "no policy holds the address"),
-                Refuser::OtherRules => ("other rules", "rules beyond the 256 that are counted apart"),
+            let RuleShown { origin, rule } = match (refused.by, refuser(refused.by)) {
+                (Refuser::Rule(id), _) => rule(policy, id),
+                (_, Some((origin, text))) => RuleShown { origin: origin.to_owned(), rule: text.to_owned() },
+                (_, None) => RuleShown { origin: "unknown".to_owned(), rule: String::new() },
             };
-            RefusedPackets { origin: origin.to_owned(), rule: text.to_owned(), packets: refused.packets }
+            RefusedPackets { origin, rule, packets: refused.packets }
         })
         .collect();
     all.sort_by(|a, b| (b.packets, &a.origin).cmp(&(a.packets, &b.origin)));

@@ -252,7 +252,7 @@ fn at_gateway(slot: &Slot, question: &Question) -> Option<Judgement> {
     })
 }
 
-pub(super) fn refuser(by: u32) -> Refuser {
+pub(crate) fn refuser(by: u32) -> Refuser {
     match by {
         BY_FORM => Refuser::Form,
         BY_MULTICAST => Refuser::Multicast,

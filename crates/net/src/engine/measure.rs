@@ -7,6 +7,8 @@ use super::explain::refuser;
 use crate::error::NetError;
 use crate::host_table;
 use crate::judge::COUNTERS;
+use crate::kernel::KernelError;
+use crate::reports::Reports;
 use crate::slot::Slot;
 use crate::{Refused, Refuser};
 
@@ -25,6 +27,25 @@ pub struct Measured {
 }
 
 impl Engine {
+    /// Refused packets as they happen, for one reader while the engine lives.
+    ///
+    /// # Errors
+    /// [`NetError::Host`] when there is a reader, or no descriptor.
+    pub fn reports(&self) -> Result<Reports, NetError> {
+        let failed = |e| NetError::Host("read the judge's reports", e);
+        let ring = self.kernel.take_reports().map_err(failed)?;
+        Reports::new(ring).map_err(|e| failed(KernelError::new("making an event descriptor", e)))
+    }
+
+    /// Packets of a slot's tenant that were refused without being told of.
+    ///
+    /// # Errors
+    /// [`NetError::Host`] when that cannot be read.
+    pub fn untold(&self, slot: &Slot) -> Result<u64, NetError> {
+        let untold = self.kernel.untold(slot.block().id());
+        untold.map_err(|e| NetError::Host("read a slot's count of refusals that were not told of", e))
+    }
+
     /// Reads a slot's counters, with a count of its own for each of the first `rules` rules.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use aya::{Ebpf, EbpfLoader};
 use ipnet::Ipv4Net;
 
 use super::netns::lock;
+use super::told::Ring;
 use super::{Answer, KernelError, Program};
 use crate::judge::{AddressEntry, COUNTERS, Counters, PolicyId, PortRow, SlotEntry, VerdictValue};
 
@@ -28,6 +29,9 @@ type CountersValue = [u64; 2 * COUNTERS + 2];
 /// `struct fragments`; all but its first word is the judge's own.
 const FRAGMENTS: usize = 48;
 type SlotMap = HashMap<MapData, u32, [u8; 28]>;
+/// `struct teller`; all but its first word is the judge's own.
+const TELLER: usize = 24;
+type TellerMap = HashMap<MapData, u32, [u8; TELLER]>;
 type FragmentMap = HashMap<MapData, u32, [u8; FRAGMENTS]>;
 type CounterMap = PerCpuHashMap<MapData, u32, CountersValue>;
 type AddressMap = LpmTrie<MapData, [u8; 8], [u8; 12]>;
@@ -45,6 +49,9 @@ pub(super) struct Judge {
     slots: Mutex<SlotMap>,
     counters: Mutex<CounterMap>,
     fragments: Mutex<FragmentMap>,
+    tellers: Mutex<TellerMap>,
+    /// Until somebody takes it.
+    told: Mutex<Option<Ring>>,
     addresses: Mutex<AddressMap>,
     ports: Mutex<PortMap>,
     hosts: Mutex<HostMap>,
@@ -74,6 +81,8 @@ impl Judge {
             slots: Mutex::new(take(&mut programs, "slots")?),
             counters: Mutex::new(take(&mut programs, "counters")?),
             fragments: Mutex::new(take(&mut programs, "fragments")?),
+            tellers: Mutex::new(take(&mut programs, "tellers")?),
+            told: Mutex::new(Some(Ring::new(take(&mut programs, "told")?))),
             addresses: Mutex::new(take(&mut programs, "addresses")?),
             ports: Mutex::new(take(&mut programs, "ports")?),
             hosts: Mutex::new(take(&mut programs, "hosts")?),
@@ -98,17 +107,22 @@ impl Judge {
             map_answer("counters of a slot", counters.insert(id, zero, 0))?;
             let mut budget = [0; FRAGMENTS];
             budget[0..8].copy_from_slice(&slot.fragments_from.to_ne_bytes());
+            let mut teller = [0; TELLER];
+            teller[0..8].copy_from_slice(&slot.tenant.0.to_ne_bytes());
             let done = lock(&self.fragments).insert(id, budget, 0);
+            let done = done.and_then(|()| lock(&self.tellers).insert(id, teller, 0));
             if done.is_err() {
                 let _ = counters.remove(&id);
+                let _ = lock(&self.fragments).remove(&id);
             }
-            map_answer("fragments of a slot", done)?;
+            map_answer("fragments and reports of a slot", done)?;
         }
         let done = lock(&self.slots).insert(id, slot_bytes(slot), 0);
         if done.is_err() {
             // Never in the way of the error: the rows are removed with the slot in any case.
             let _ = counters.remove(&id);
             let _ = lock(&self.fragments).remove(&id);
+            let _ = lock(&self.tellers).remove(&id);
         }
         map_answer("entry of a slot", done)?;
         // A rule's number is its place in one policy: under another it would be another rule's count.
@@ -119,7 +133,21 @@ impl Judge {
         let slot = absent_is_fine("entry of a slot", lock(&self.slots).remove(&id));
         let counters = absent_is_fine("counters of a slot", lock(&self.counters).remove(&id));
         let fragments = absent_is_fine("fragments of a slot", lock(&self.fragments).remove(&id));
-        slot.and(counters).and(fragments).and(self.forget_refusals(id))
+        let teller = absent_is_fine("reports of a slot", lock(&self.tellers).remove(&id));
+        slot.and(counters).and(fragments).and(teller).and(self.forget_refusals(id))
+    }
+
+    /// The ring of reports, for its one reader.
+    pub(super) fn take_reports(&self) -> Answer<Ring> {
+        lock(&self.told).take().ok_or_else(|| {
+            KernelError::new("reading reports of the judge", io::Error::from(io::ErrorKind::ResourceBusy))
+        })
+    }
+
+    /// How many packets were refused without a report, since the slot has its tenant.
+    pub(super) fn untold(&self, id: u32) -> Answer<u64> {
+        let teller = map_answer("reports of a slot", lock(&self.tellers).get(&id, 0))?;
+        Ok(u64::from_ne_bytes(std::array::from_fn(|i| teller[16 + i])))
     }
 
     pub(super) fn counters(&self, id: u32) -> Answer<Counters> {
@@ -256,7 +284,8 @@ mod tests {
     #[test]
     fn layouts_are_those_of_judge_c() {
         let block = Block::from_guest("169.254.100.2".parse().unwrap());
-        let slot = slot_bytes(&SlotEntry::new(block, PolicyId(7), Terms { shaped: true, fragments_from: 0 }));
+        let slot =
+            slot_bytes(&SlotEntry::new(block, PolicyId(7), Terms { shaped: true, ..Terms::default() }));
         assert_eq!(slot[0..8], [169, 254, 100, 2, 169, 254, 100, 1]);
         assert_eq!(slot[8..12], 7u32.to_ne_bytes());
         assert_eq!(slot[12..18], block.guest_mac().octets());

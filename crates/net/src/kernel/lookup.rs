@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::Answer;
+use super::told::Ring;
 use crate::judge::{AddressEntry, PolicyId, PortRow, VerdictValue};
 use crate::netlink::conntrack::LiveFlow;
 
@@ -25,6 +26,10 @@ pub(crate) trait Lookup {
     fn refusals(&self, id: u32) -> Answer<Vec<(u32, u64)>>;
     /// The same in bounded time: rules from this number on come together, as `BY_OTHERS`.
     fn refusals_below(&self, id: u32, rules: u32) -> Answer<Vec<(u32, u64)>>;
+    /// The judge's reports, for one reader; `EBUSY` for the second.
+    fn take_reports(&self) -> Answer<Ring>;
+    /// Packets of a slot that were refused without a report.
+    fn untold(&self, id: u32) -> Answer<u64>;
     /// Every row of `addresses` that a policy has.
     fn address_rows(&self, policy: PolicyId) -> Answer<Vec<AddressEntry>>;
     /// Every row of `ports` that a policy has.

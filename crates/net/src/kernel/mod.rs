@@ -16,6 +16,7 @@ pub(crate) mod packet;
 pub(crate) mod reader;
 mod sock_diag;
 mod tap;
+pub(crate) mod told;
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -12,6 +12,7 @@ use crate::judge::{SlotEntry, Terms};
 use crate::kernel::{Netns, Place, Program};
 use crate::netlink::route::Change;
 use crate::plan::Block;
+use crate::reports::Tenant;
 
 impl Builder<'_> {
     /// Takes a slot over, or takes it away.
@@ -51,7 +52,8 @@ impl Builder<'_> {
             at(Step::Shape, absent_is_fine(removed))?;
         }
         // Fragments that wait in the host are this tenant's own.
-        let terms = Terms { shaped: spec.limits.mbit_up.is_some(), fragments_from: 0 };
+        let terms =
+            Terms { shaped: spec.limits.mbit_up.is_some(), fragments_from: 0, tenant: Tenant::next() };
         let entry = SlotEntry::new(block, policy, terms);
         at(Step::Judge, kernel.set_slot(block.id(), &entry))?;
         parts.judged = true;

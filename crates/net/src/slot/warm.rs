@@ -19,6 +19,7 @@ use crate::netlink::shape::Shape;
 use crate::nft;
 use crate::plan::Block;
 use crate::policy::CompiledPolicy;
+use crate::reports::Tenant;
 use crate::scope::Scope;
 use crate::slot_table::{self, PEER, TAP};
 
@@ -117,7 +118,7 @@ impl Builder<'_> {
         let kernel = &**self.kernel;
         let policy = at(Step::Policy, self.lock().acquire(kernel, policy))?;
         parts.policy = Some(policy);
-        let terms = Terms { shaped: spec.limits.mbit_up.is_some(), fragments_from };
+        let terms = Terms { shaped: spec.limits.mbit_up.is_some(), fragments_from, tenant: Tenant::next() };
         let entry = SlotEntry::new(spec.block, policy, terms);
         at(Step::Judge, kernel.set_slot(spec.block.id(), &entry))?;
         parts.judged = true;

@@ -28,6 +28,7 @@ mod measure;
 mod network_manager;
 mod networkd;
 mod recycle;
+mod reports;
 mod reuse;
 mod rig;
 mod shaping;

@@ -52,6 +52,7 @@ impl Slots {
             Given::Adopted => {}
         }
         self.metering.ledger.open(plan.block(), &plan.row.group, policy);
+        self.tenants.begin(plan, &slot, policy);
         self.live.insert(plan.block(), slot);
     }
 
@@ -59,7 +60,9 @@ impl Slots {
     pub(super) fn end(&mut self, engine: &Engine, block: Block) -> Option<Slot> {
         self.settle(engine, block);
         self.metering.ledger.close(block);
-        self.live.remove(&block)
+        let slot = self.live.remove(&block)?;
+        self.tenants.end(slot.tenant());
+        Some(slot)
     }
 
     /// Adds what a slot has counted since the last time; nothing without a slot.
@@ -75,6 +78,9 @@ impl Slots {
     pub(super) fn switched(&mut self, to: &[(Block, &CompiledPolicy)]) {
         for (block, policy) in to {
             self.metering.ledger.switched(*block, policy);
+            if let Some(slot) = self.live.get(block) {
+                self.tenants.switch(slot, policy);
+            }
         }
     }
 }

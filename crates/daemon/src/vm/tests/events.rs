@@ -5,7 +5,7 @@ use enisle_api::{EventKind, PolicyLists};
 
 /// The kinds of what was told, with the reason where there is one.
 fn told(bench: &Bench) -> Vec<String> {
-    let mut reader = bench.registry.events().reader(None);
+    let mut reader = bench.registry.events().reader(None, None);
     let kind = |what: &EventKind| match what {
         EventKind::VmStopped { reason, .. } => format!("stopped: {reason}"),
         EventKind::VmCrashed { reason, .. } => format!("crashed: {reason}"),

@@ -5,8 +5,9 @@ use std::net::Ipv4Addr;
 
 use super::Fake;
 use crate::judge::{AddressEntry, PolicyId, PortRow, VerdictValue};
-use crate::kernel::Answer;
 use crate::kernel::lookup::{Lookup, PortQuestion, longest};
+use crate::kernel::told::Ring;
+use crate::kernel::{Answer, KernelError};
 use crate::netlink::conntrack::LiveFlow;
 
 impl Lookup for Fake {
@@ -38,6 +39,17 @@ impl Lookup for Fake {
 
     fn refusals_below(&self, _: u32, _: u32) -> Answer<Vec<(u32, u64)>> {
         Ok(Vec::new())
+    }
+
+    fn take_reports(&self) -> Answer<Ring> {
+        Err(KernelError::new(
+            "reading reports of the judge",
+            std::io::Error::from(std::io::ErrorKind::Unsupported),
+        ))
+    }
+
+    fn untold(&self, _: u32) -> Answer<u64> {
+        Ok(0)
     }
 
     fn address_rows(&self, policy: PolicyId) -> Answer<Vec<AddressEntry>> {

@@ -7,6 +7,7 @@ use crate::judge::{AddressEntry, PolicyId, PortRow, VerdictValue};
 use crate::kernel::Answer;
 use crate::kernel::lookup::{Lookup, PortQuestion};
 use crate::kernel::netns::lock;
+use crate::kernel::told::Ring;
 use crate::netlink::conntrack::{self, LiveFlow};
 
 impl Lookup for Linux {
@@ -32,6 +33,14 @@ impl Lookup for Linux {
 
     fn refusals_below(&self, id: u32, rules: u32) -> Answer<Vec<(u32, u64)>> {
         self.judge.refusals_below(id, rules)
+    }
+
+    fn take_reports(&self) -> Answer<Ring> {
+        self.judge.take_reports()
+    }
+
+    fn untold(&self, id: u32) -> Answer<u64> {
+        self.judge.untold(id)
     }
 
     fn address_rows(&self, policy: PolicyId) -> Answer<Vec<AddressEntry>> {
