@@ -18,6 +18,8 @@ pub struct Daemon<'site> {
     site: &'site Site,
     child: Child,
     log: PathBuf,
+    /// Where it tells its service manager.
+    notify: UnixDatagram,
 }
 
 impl<'site> Daemon<'site> {
@@ -39,6 +41,20 @@ impl<'site> Daemon<'site> {
         flags: &[&str],
         env: &[(&str, &str)],
     ) -> Result<Self> {
+        Self::start_while(site, config, flags, env, |_| {})
+    }
+
+    /// As [`Daemon::start_with`]; does this to the daemon a few times a second until it is up.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_while(
+        site: &'site Site,
+        config: &Path,
+        flags: &[&str],
+        env: &[(&str, &str)],
+        what: impl Fn(&Self),
+    ) -> Result<Self> {
         let notify = site.dir().join("notify.sock");
         let _ = fs::remove_file(&notify);
         let socket = UnixDatagram::bind(&notify).context("bind the notify socket")?;
@@ -50,15 +66,17 @@ impl<'site> Daemon<'site> {
         command.envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let child = site.world.host.run(|| command.spawn()).context("start the daemon")?;
-        let mut daemon = Self { site, child, log };
+        let mut daemon = Self { site, child, log, notify: socket };
         let start = std::time::Instant::now();
         loop {
             let mut buffer = [0; 256];
-            if let Ok(n) = socket.recv(&mut buffer)
+            if let Ok(n) = daemon.notify.recv(&mut buffer)
                 && String::from_utf8_lossy(&buffer[..n]).lines().any(|line| line == "READY=1")
             {
                 return Ok(daemon);
             }
+            // Not before it has had a moment to listen to signals.
+            what(&daemon);
             if let Some(status) = daemon.child.try_wait()? {
                 bail!("the daemon ended ({status}) before it was ready:\n{}", daemon.log());
             }
@@ -82,6 +100,17 @@ impl<'site> Daemon<'site> {
         child.kill().expect("kill the daemon");
         let status = child.wait().expect("wait for the daemon");
         assert_eq!(status.signal(), Some(9), "ended by itself before it was killed");
+    }
+
+    /// What it has told its service manager since it was up, or since this was asked last.
+    #[must_use]
+    pub fn notified(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut buffer = [0; 256];
+        while let Ok(n) = self.notify.recv(&mut buffer) {
+            lines.extend(String::from_utf8_lossy(&buffer[..n]).lines().map(str::to_owned));
+        }
+        lines
     }
 
     /// Process id.

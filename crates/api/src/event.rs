@@ -131,6 +131,24 @@ pub enum EventKind {
         /// How many.
         count: u64,
     },
+    /// The file was read anew, and holds.
+    Reloaded {
+        /// Groups that are new.
+        added: Vec<String>,
+        /// Groups that are not in it any more. Their VMs run on until they are deleted.
+        removed: Vec<String>,
+        /// Groups with other keys; these hold for new VMs.
+        changed: Vec<String>,
+        /// Groups with other lists; these hold for running VMs too.
+        policies: Vec<String>,
+        /// What follows, for people.
+        notes: Vec<String>,
+    },
+    /// The file was read anew and refused. Nothing has changed.
+    ReloadFailed {
+        /// Why, with the place in the file.
+        reason: String,
+    },
     /// Events before this place are not kept any more. `seq` is the number of the last of them.
     Dropped {
         /// How many of this run of the daemon the reader missed.
@@ -184,8 +202,14 @@ impl EventKind {
             | Self::FlowRefused { group, .. }
             | Self::FlowsNotReported { group, .. }
             | Self::PolicyChanged { group, .. } => Some(group),
-            Self::Dropped { .. } => None,
+            Self::Reloaded { .. } | Self::ReloadFailed { .. } | Self::Dropped { .. } => None,
         }
+    }
+
+    /// Whether it is about the daemon and every group of its file.
+    #[must_use]
+    pub fn is_of_the_file(&self) -> bool {
+        matches!(self, Self::Reloaded { .. } | Self::ReloadFailed { .. })
     }
 
     /// Whom it is for; a note of what was dropped is for everybody.
@@ -212,6 +236,8 @@ impl EventKind {
             Self::PolicyChanged { .. } => "policy_changed",
             Self::FlowRefused { .. } => "flow_refused",
             Self::FlowsNotReported { .. } => "flows_not_reported",
+            Self::Reloaded { .. } => "reloaded",
+            Self::ReloadFailed { .. } => "reload_failed",
             Self::Dropped { .. } => "dropped",
         }
     }
@@ -230,7 +256,7 @@ impl EventKind {
             | Self::FlowRefused { vm, .. }
             | Self::FlowsNotReported { vm, .. } => Some(vm),
             Self::PolicyChanged { vm, .. } => vm.as_deref(),
-            Self::Dropped { .. } => None,
+            Self::Reloaded { .. } | Self::ReloadFailed { .. } | Self::Dropped { .. } => None,
         }
     }
 }

@@ -88,6 +88,13 @@ fn line(event: &Event) -> String {
         EventKind::FlowsNotReported { vm, count, .. } => {
             (vm.clone(), format!("{count} more packets refused, which were only counted"))
         }
+        EventKind::Reloaded { notes, .. } => {
+            let notes = if notes.is_empty() { String::new() } else { format!(": {}", notes.join("; ")) };
+            ("daemon".to_owned(), format!("read its file again{notes}"))
+        }
+        EventKind::ReloadFailed { reason } => {
+            ("daemon".to_owned(), format!("did not take its file: {reason}"))
+        }
         EventKind::Dropped { count, other_run } => {
             let other = if *other_run { ", and what an earlier run of the daemon told last" } else { "" };
             ("-".to_owned(), format!("{count} events are not kept any more{other}"))

@@ -24,12 +24,14 @@ use crate::parts::names::NameServers;
 use crate::parts::network::{Network, NetworkError};
 use crate::parts::real::RealParts;
 use crate::parts::{PartError, departures, refusals, warm_up, watch};
+use crate::reload;
 use crate::shutdown;
 use crate::signals::{self, Wishes};
 use crate::ssh;
 use crate::store::{Store, StoreError, VmRow};
 use crate::survivors::{self, Found};
 use crate::vm::create::Workshop;
+use crate::vm::groups::Groups;
 use crate::vm::plan::{GroupPlan, StateDirs};
 use crate::vm::queue::{self, Queue};
 use crate::vm::registry::Registry;
@@ -116,25 +118,59 @@ pub fn run(options: &UpOptions) -> ExitCode {
         eprintln!("enisle: {}", Chain(&error));
         return ExitCode::Failed;
     }
-    let config = match config::load(&options.file, &ThisHost) {
-        Ok(config) => config,
-        Err(errors) => {
-            complain(&errors, options.log_format);
-            return ExitCode::BadConfig;
-        }
+    let load = || config::load(&options.file, &ThisHost).map_err(Refused::File);
+    let outcome = match options.check {
+        true => load().map(|_| println!("{} is right", options.file.display())).map(|()| ExitCode::Stopped),
+        false => listening(|runtime, wishes| Ok(start(load()?, options, runtime, wishes)?)),
     };
-    if options.check {
-        println!("{} is right", options.file.display());
-        return ExitCode::Stopped;
-    }
-    match start(&config, options) {
+    match outcome {
         Ok(code) => code,
-        Err(BootError::Stopped) => ExitCode::Stopped,
-        Err(error) => {
-            tracing::error!("{}", Chain(&error));
+        Err(Refused::File(errors)) => {
+            complain(&errors, options.log_format);
+            ExitCode::BadConfig
+        }
+        Err(Refused::Boot(error)) => failed(&error),
+    }
+}
+
+/// Why there is no daemon.
+enum Refused {
+    /// The file is wrong.
+    File(ConfigErrors),
+    /// It did not come up.
+    Boot(BootError),
+}
+
+impl From<BootError> for Refused {
+    fn from(error: BootError) -> Self {
+        Self::Boot(error)
+    }
+}
+
+fn failed(error: &BootError) -> ExitCode {
+    match error {
+        BootError::Stopped => ExitCode::Stopped,
+        error => {
+            tracing::error!("{}", Chain(error));
             ExitCode::Failed
         }
     }
+}
+
+/// Takes signals before anything else: one that comes early must not end the process half-way.
+fn listening<T>(
+    work: impl FnOnce(&tokio::runtime::Runtime, Wishes) -> Result<T, Refused>,
+) -> Result<T, Refused> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BootError::Runtime)?;
+    let wishes = {
+        let _entered = runtime.enter();
+        signals::listen().map_err(BootError::Signals)?
+    };
+    let done = work(&runtime, wishes);
+    // What is left on blocking threads has nothing to undo any more.
+    runtime.shutdown_background();
+    done
 }
 
 fn complain(errors: &ConfigErrors, format: LogFormat) {
@@ -149,17 +185,17 @@ fn complain(errors: &ConfigErrors, format: LogFormat) {
     }
 }
 
-fn start(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError> {
+fn start(
+    config: Config,
+    options: &UpOptions,
+    runtime: &tokio::runtime::Runtime,
+    wishes: Wishes,
+) -> Result<ExitCode, BootError> {
     if !rustix::process::geteuid().is_root() {
         return Err(BootError::NotRoot);
     }
     raise_open_files();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BootError::Runtime)?;
-    let code = runtime.block_on(up(config, options));
-    // What is left on blocking threads has nothing to undo any more.
-    runtime.shutdown_background();
-    code
+    runtime.block_on(up(config, options, wishes))
 }
 
 /// Raises the limit of open files as far as it goes: a VM takes some dozen, and each of its sessions more.
@@ -178,6 +214,8 @@ pub(crate) struct Up {
     pub(crate) registry: Arc<Registry>,
     pub(crate) network: Arc<Network>,
     pub(crate) api: JoinHandle<()>,
+    /// Reads the file anew; ends with the wish to stop.
+    pub(crate) reloads: JoinHandle<()>,
     /// Ends the API.
     pub(crate) close_api: CancellationToken,
     /// Consoles over SSH, where the file asks for them.
@@ -187,27 +225,26 @@ pub(crate) struct Up {
     pub(crate) store: Arc<Store>,
 }
 
-async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError> {
-    let (vms, faults) = (options.vms, options.faults);
-    let wishes = signals::listen().map_err(BootError::Signals)?;
+async fn up(config: Config, options: &UpOptions, wishes: Wishes) -> Result<ExitCode, BootError> {
+    let UpOptions { vms, faults, .. } = *options;
     let state_dir = config.state_dir.clone();
     let store = Arc::new(blocking("opening the state", move || Store::open(&state_dir)).await??);
     let scope = store.scope().to_owned();
     let tokens = Tokens::open(Arc::clone(&store))?;
     let listener = Listener::bind(&config.api)?;
-    let (bound, entrances) = listening::open(config, options.insecure_loopback).await?;
-    let ssh = bind_ssh(config).await?;
+    let (bound, entrances) = listening::open(&config, options.insecure_loopback).await?;
+    let ssh = bind_ssh(&config).await?;
     let dirs = StateDirs::new(&config.state_dir);
     if vms.stop {
         store.forget_group_lists()?;
     }
-    let groups = plan_groups(config, &store)?;
+    let groups = plan_groups(&config, &store)?;
     let found = if vms.stop { Vec::new() } else { survivors::find(&store, &groups)? };
     survivors::clear_others(&store, &dirs, &found).await?;
     let images = ImageStore::open(&config.image_dir);
-    let (kernel, initramfs) = boot_files(config, &images)?;
+    let (kernel, initramfs) = boot_files(&config, &images)?;
     let vmm = tokio::select! {
-        vmm = find_vmm(config, &scope, &kernel, &initramfs) => vmm?,
+        vmm = find_vmm(&config, &scope, &kernel, &initramfs) => vmm?,
         () = wishes.stop.cancelled() => {
             if !vms.keep {
                 survivors::clear_others(&store, &dirs, &[]).await?;
@@ -215,7 +252,7 @@ async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError>
             return Err(BootError::Stopped);
         }
     };
-    let network = open_network(config, &scope, &found).await?;
+    let network = open_network(&config, &scope, &found).await?;
     let (events, metrics) = (Arc::new(Events::new(store.run())), Arc::new(Metrics::new()));
     let threads = watch::follow(Arc::clone(&network))
         .and_then(|()| departures::keep(Arc::clone(&network)))
@@ -242,10 +279,10 @@ async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError>
     });
     let queue = Queue::new(config.start_at_once.map_or_else(at_once, |n| n as usize), queue::this_host);
     let workshop = Workshop { parts, store: Arc::clone(&store), faults, queue, events, metrics };
-    let of_groups = groups.clone();
-    let registry = Arc::new(Registry::new(workshop, groups, dirs.clone(), wishes.stop.clone()));
+    let groups = Groups::new(groups);
+    let registry = Arc::new(Registry::new(workshop, Arc::clone(&groups), dirs.clone(), wishes.stop.clone()));
     adopt(&registry, rows).await;
-    warm_up::keep(Arc::clone(&network), Arc::clone(&store), of_groups).map_err(BootError::Warm)?;
+    warm_up::keep(Arc::clone(&network), Arc::clone(&store), groups).map_err(BootError::Warm)?;
     let app = App {
         registry: Arc::clone(&registry),
         version,
@@ -255,14 +292,18 @@ async fn up(config: &Config, options: &UpOptions) -> Result<ExitCode, BootError>
         entrances,
         scraping: Arc::default(),
     };
-    let ssh = ssh.map(|ssh| ssh::serve(ssh, ssh::Keys::of(config), Arc::clone(&registry)));
+    let keys = Arc::new(ssh::Keys::of(&config));
+    let ssh = ssh.map(|ssh| ssh::serve(ssh, Arc::clone(&keys), Arc::clone(&registry)));
     let close_api = CancellationToken::new();
     let api = tokio::spawn(http::serve_all(listener, bound, Arc::new(app), close_api.clone()));
     if !wishes.stop.is_cancelled() {
         registry.start_configured();
     }
     shutdown::notify(&[sd_notify::NotifyState::Ready]);
-    let up = Up { wishes, registry, network, api, close_api, ssh, dirs, store };
+    let target = reload::Target { file: options.file.clone(), registry: Arc::clone(&registry), keys };
+    let reloads =
+        tokio::spawn(reload::follow(target, config, Arc::clone(&wishes.reload), wishes.stop.clone()));
+    let up = Up { wishes, registry, network, api, reloads, close_api, ssh, dirs, store };
     if vms.keep {
         shutdown::wait_and_leave(up).await;
     }

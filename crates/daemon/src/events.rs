@@ -189,7 +189,8 @@ impl Events {
 fn shortened(mut what: EventKind) -> EventKind {
     if let EventKind::VmStopped { reason, .. }
     | EventKind::VmCrashed { reason, .. }
-    | EventKind::VmFailed { reason, .. } = &mut what
+    | EventKind::VmFailed { reason, .. }
+    | EventKind::ReloadFailed { reason } = &mut what
         && reason.len() > MAX_REASON
     {
         let end = reason.floor_char_boundary(MAX_REASON);

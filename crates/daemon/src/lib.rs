@@ -26,6 +26,7 @@ mod logging;
 mod metrics;
 mod options;
 mod parts;
+mod reload;
 mod shutdown;
 mod signals;
 mod ssh;

@@ -10,11 +10,27 @@ use crate::parts::network::{Network, NetworkError};
 use crate::parts::remove_dir;
 use sd_notify::NotifyState;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// A change of groups that has begun is over within this time.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Tells the service manager, where there is one.
 pub(crate) fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!("cannot tell the service manager: {error}");
+    }
+}
+
+/// Waits for a change of groups that has begun, so that none comes after. A file that cannot be read to
+/// its end holds nobody up: the registry takes no groups any more.
+async fn settled(reloads: JoinHandle<()>) {
+    match timeout(RELOAD_PATIENCE, reloads).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => tracing::error!("a defect: the task that reads the file panicked"),
+        Err(_) => tracing::warn!("the file is still being read; going down all the same"),
     }
 }
 
@@ -26,6 +42,7 @@ pub(crate) async fn wait_and_leave(mut up: Up) -> ! {
     up.wishes.stop.cancelled().await;
     notify(&[NotifyState::Stopping]);
     close_ssh(&mut up).await;
+    settled(up.reloads).await;
     up.registry.events().close();
     up.close_api.cancel();
     if up.api.await.is_err() {
@@ -43,6 +60,7 @@ pub(crate) async fn wait_and_stop(mut up: Up) -> ExitCode {
     up.wishes.stop.cancelled().await;
     notify(&[NotifyState::Stopping]);
     close_ssh(&mut up).await;
+    settled(up.reloads).await;
     // Blocks become free now, and nobody comes after these VMs.
     let mut clean = on_network(&up.network, "take away slots made ahead of time", Network::cool_down).await;
     // The API answers meanwhile, so that `vm list` shows what is waited for; it makes no VM.

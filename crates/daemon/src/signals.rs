@@ -1,8 +1,10 @@
-//! SIGTERM and Ctrl-C. Owns what the first and the second mean; refuses everything else a signal
-//! could be for.
+//! SIGTERM, Ctrl-C and SIGHUP. Owns what the first and the second of those that stop mean; refuses
+//! everything else a signal could be for.
 
 use std::io;
+use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -12,22 +14,35 @@ pub(crate) struct Wishes {
     pub(crate) stop: CancellationToken,
     /// Set by the second: kill what still runs. Everything is removed all the same.
     pub(crate) hurry: CancellationToken,
+    /// Told by SIGHUP: read the file anew. However many came, and whenever, it is told once more.
+    pub(crate) reload: Arc<Notify>,
     _task: AbortOnDropHandle<()>,
 }
 
 /// Begins to listen; from here on signals do not end the process.
 pub(crate) fn listen() -> io::Result<Wishes> {
-    let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+    let signals =
+        [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?];
     let (stop, hurry) = (CancellationToken::new(), CancellationToken::new());
-    let task = AbortOnDropHandle::new(tokio::spawn(take(signals, stop.clone(), hurry.clone())));
-    Ok(Wishes { stop, hurry, _task: task })
+    let reload = Arc::new(Notify::new());
+    let task = take(signals, stop.clone(), hurry.clone(), Arc::clone(&reload));
+    Ok(Wishes { stop, hurry, reload, _task: AbortOnDropHandle::new(tokio::spawn(task)) })
 }
 
-async fn take([mut term, mut int]: [Signal; 2], stop: CancellationToken, hurry: CancellationToken) {
+async fn take(
+    [mut term, mut int, mut hup]: [Signal; 3],
+    stop: CancellationToken,
+    hurry: CancellationToken,
+    reload: Arc<Notify>,
+) {
     loop {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
+            _ = hup.recv() => {
+                reload.notify_one();
+                continue;
+            }
         }
         if stop.is_cancelled() {
             tracing::warn!("asked a second time: killing what still runs");

@@ -9,6 +9,7 @@ mod departures;
 mod explain;
 mod leftovers;
 mod measure;
+mod ranges;
 mod repair;
 mod warm;
 
@@ -17,7 +18,7 @@ pub use measure::Measured;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ipnet::Ipv4Net;
 
@@ -56,8 +57,9 @@ pub struct Engine {
     kernel: Arc<dyn Kernel>,
     scope: Scope,
     table: Table,
-    ranges: Vec<Range>,
-    _leases: Vec<Lease>,
+    /// Those of this moment; changed by `set_ranges` alone, under the lock of `state`.
+    ranges: RwLock<Arc<[Range]>>,
+    leases: Mutex<Vec<(Range, Lease)>>,
     state: Mutex<State>,
     policies: Mutex<Policies>,
     departures: Departures,
@@ -84,7 +86,7 @@ impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine")
             .field("scope", &self.scope)
-            .field("ranges", &self.ranges)
+            .field("ranges", &self.ranges())
             .finish_non_exhaustive()
     }
 }
@@ -122,8 +124,8 @@ impl Engine {
             table: scope.table(),
             kernel,
             scope,
-            ranges,
-            _leases: leases,
+            leases: Mutex::new(ranges.iter().copied().zip(leases).collect()),
+            ranges: RwLock::new(ranges.into()),
             state: Mutex::default(),
             policies: Mutex::default(),
             departures: Departures::default(),
@@ -283,7 +285,7 @@ impl Engine {
         delete_links(&*self.kernel, &around, self.scope, &dead)?;
         // Also of slots that went by themselves, with whoever held them: an answer that is still on its
         // way would find the block's next tenant.
-        let mut nets: Vec<Ipv4Net> = self.ranges.iter().map(Range::net).collect();
+        let mut nets: Vec<Ipv4Net> = self.ranges().iter().map(Range::net).collect();
         nets.extend(dead.iter().filter_map(|l| block_of(l)).map(Block::net));
         let live = self.lock().sets.slots.keys().map(|b| b.guest()).collect();
         if !nets.is_empty() {
@@ -327,7 +329,7 @@ impl Engine {
     /// Switches forwarding on where slots' packets come and go, guard first, and off where they no
     /// longer do, guard last. What forwarded before us is left alone.
     fn forward(&self, state: &mut State, around: &Surroundings) -> Answer<()> {
-        let carriers = match self.ranges.is_empty() {
+        let carriers = match self.ranges().is_empty() {
             true => BTreeSet::new(),
             false => around.carriers(self.policies().opened()),
         };
@@ -368,7 +370,7 @@ impl Engine {
     /// Brings the judge's map of the host up to date: what is new first, so that nothing is open
     /// in between.
     fn know(&self, state: &mut State, around: &Surroundings) -> Result<(), NetError> {
-        let hosts = around.hosts(&self.ranges);
+        let hosts = around.hosts(&self.ranges());
         let failed = |e| NetError::Host("tell the judge about this host", e);
         for (net, needed) in &hosts {
             if state.hosts.get(net) != Some(needed) {

@@ -106,8 +106,11 @@ pub(crate) fn render_over(
         .collect();
     let links: BTreeSet<Element> = link_intervals(ranges).into_iter().collect();
     let all_links: BTreeSet<Element> = Element::interval(FIRST_LINK, LAST_LINK).collect();
+    // Ranges that come or go, unless one that touches another changes its interval.
+    let nested = earlier.links.is_subset(&links) || links.is_subset(&earlier.links);
     let same = earlier.chains == chains.iter().map(ToString::to_string).collect()
-        && (&earlier.links, &earlier.all_links) == (&links, &all_links);
+        && nested
+        && earlier.all_links == all_links;
     if !same {
         return None;
     }
@@ -125,7 +128,12 @@ pub(crate) fn render_over(
         |a: &BTreeSet<Element>, b: &BTreeSet<Element>| a.difference(b).cloned().collect::<Vec<_>>();
     let slots = contents.slots.keys().map(|b| slot(*b)).collect();
     let opened = contents.opened.iter().map(|i| link(*i)).collect();
-    for (set, was, is) in [(SLOTS, &earlier.slots, &slots), (OPENED, &earlier.opened, &opened)] {
+    let held = [
+        (LINKS, &earlier.links, &links),
+        (SLOTS, &earlier.slots, &slots),
+        (OPENED, &earlier.opened, &opened),
+    ];
+    for (set, was, is) in held {
         let (gone, new) = (difference(was, is), difference(is, was));
         if !gone.is_empty() {
             commands.push(Command::DeleteElements(table.clone(), set, gone));

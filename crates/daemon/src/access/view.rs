@@ -28,6 +28,13 @@ impl Sight {
     }
 }
 
+impl Sight {
+    /// Whether it is everything.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.0.as_ref().is_none_or(Caller::is_admin)
+    }
+}
+
 /// See [`Sight`].
 pub(crate) fn sight() -> Sight {
     Sight(CALLER.try_with(Clone::clone).ok())

@@ -91,7 +91,11 @@ struct Seen {
 impl Seen {
     /// `None` for a batch without an event that is seen.
     fn of(&self, mut batch: Vec<Event>) -> Option<Vec<Event>> {
-        batch.retain(|event| event.what.group().is_none_or(|group| self.sight.sees(group)));
+        batch.retain(|event| match event.what.group() {
+            Some(group) => self.sight.sees(group),
+            // It names groups.
+            None => !event.what.is_of_the_file() || self.sight.is_whole(),
+        });
         Some(batch).filter(|batch| !batch.is_empty())
     }
 

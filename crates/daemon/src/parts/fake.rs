@@ -7,6 +7,7 @@ mod session;
 use super::{Machine, PartError, Parts, SlotView, files};
 use crate::vm::plan::VmPlan;
 use enisle_guest_proto::{BootCommand, BootConfig, BootEvent, Decoder, Hello, VERSION, encode_control};
+use enisle_net::plan::Range;
 use enisle_net::policy::CompiledPolicy;
 use enisle_vmm::{BoxFuture, Console, Exit, ExitReason};
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +60,8 @@ pub(crate) struct FakeParts {
     pub(crate) policies: Mutex<BTreeMap<String, CompiledPolicy>>,
     /// The console of every guest that is launched, if it has one.
     pub(crate) console: Mutex<Option<Console>>,
+    /// Those that were asked for last.
+    pub(crate) ranges: Mutex<Vec<Range>>,
 }
 
 impl FakeParts {
@@ -67,7 +70,10 @@ impl FakeParts {
         let gid = rustix::process::getegid().as_raw();
         let (things, faults, policies) = (Arc::default(), Mutex::default(), Mutex::default());
         let console = Mutex::default();
-        (Arc::new(Self { things, faults, guest, told, gid, policies, console }), hears)
+        (
+            Arc::new(Self { things, faults, guest, told, gid, policies, console, ranges: Mutex::default() }),
+            hears,
+        )
     }
 
     pub(crate) fn fault(&self, part: &'static str, fault: Fault) {
@@ -137,6 +143,16 @@ impl Parts for FakeParts {
 
     fn remove_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
         Box::pin(self.remove("slot", "remove slot", plan))
+    }
+
+    fn set_ranges(&self, ranges: &[Range]) -> Result<(), PartError> {
+        let mut faults = self.faults.lock().unwrap();
+        if let Some(index) = faults.iter().position(|fault| *fault == ("ranges", Fault::Fail)) {
+            faults.remove(index);
+            return Err(PartError::Panicked("changing ranges"));
+        }
+        *self.ranges.lock().unwrap() = ranges.to_vec();
+        Ok(())
     }
 
     fn freed(&self) {}

@@ -20,7 +20,7 @@ pub(crate) mod watch;
 
 use crate::fault::InjectedFault;
 use crate::vm::plan::VmPlan;
-use enisle_net::plan::Block;
+use enisle_net::plan::{Block, Range};
 use enisle_vmm::{BoxFuture, Exit};
 use std::io;
 use std::path::PathBuf;
@@ -121,7 +121,10 @@ pub(crate) trait Parts: meters::MeterParts + policy::PolicyParts + Send + Sync {
     /// Where everything between the guest and the world can be seen. It keeps the slot's namespace
     /// alive: to be dropped before the slot is removed.
     fn view_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<SlotView, PartError>>;
-    /// The block of a VM is free again.
+    /// Blocks come from these ranges from now on; those of VMs that live must be among them. Blocks for
+    /// milliseconds. Where that fails they are as before.
+    fn set_ranges(&self, ranges: &[Range]) -> Result<(), PartError>;
+    /// Blocks of VMs are free again, or others are the next to be wanted.
     fn freed(&self);
     /// The writable layer over the image.
     fn make_disk<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>>;

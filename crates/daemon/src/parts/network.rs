@@ -99,6 +99,14 @@ impl Network {
         let lists = plan.group.lists();
         let policy = plan.compile(&lists)?;
         let (_wanted, ready) = self.warm.want(plan.block());
+        let ready = match ready {
+            // It was made before the file was read anew.
+            Some(warm) if warm.spec().limits != plan.group.config.network.limits => {
+                self.engine.discard(warm).map_err(net)?;
+                None
+            }
+            ready => ready,
+        };
         let claimed = ready.is_some();
         let slot = match ready {
             Some(warm) => self.engine.claim(warm, plan.name(), &policy),
@@ -127,6 +135,12 @@ impl Network {
         self.slots().begin(plan, slot, &policy, metering::Given::Adopted);
         drop(lists);
         Ok(())
+    }
+
+    /// Blocks come from these ranges from now on. A range that is not among them is kept while it has a
+    /// slot.
+    pub(crate) fn set_ranges(&self, ranges: &[Range]) -> Result<(), PartError> {
+        self.engine.set_ranges(ranges).map_err(net)
     }
 
     /// Opens the sockets of a name server on the gateway address, inside a VM's slot.

@@ -10,6 +10,7 @@ use crate::survivors::KILL_LIMIT;
 use crate::vm::plan::VmPlan;
 use enisle_guest_proto::AGENT_PORT;
 use enisle_image::ImageStore;
+use enisle_net::plan::Range;
 use enisle_vmm::{
     AdoptSpec, BoxFuture, CgroupSpec, Console, ConsoleSpec, Disk, DiskFormat, Exit, Ids, MachineSpec, Nic,
     Survivor, Vmm,
@@ -157,6 +158,10 @@ impl Parts for RealParts {
             blocking("taking a slot back", give_back).await?;
             told.recv().await.unwrap_or(Err(PartError::Panicked("removing a slot")))
         })
+    }
+
+    fn set_ranges(&self, ranges: &[Range]) -> Result<(), PartError> {
+        self.network.set_ranges(ranges)
     }
 
     fn freed(&self) {

@@ -6,6 +6,7 @@
 use super::network::{Network, Wanted};
 use crate::chain::Chain;
 use crate::store::Store;
+use crate::vm::groups::Groups;
 use crate::vm::plan::{GroupPlan, slot_of};
 use std::io;
 use std::sync::Arc;
@@ -21,20 +22,17 @@ const AGAIN: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When there can be no thread.
-pub(crate) fn keep(network: Arc<Network>, store: Arc<Store>, groups: Vec<Arc<GroupPlan>>) -> io::Result<()> {
-    if groups.iter().all(|group| group.config.network.warm_slots == 0) {
-        return Ok(());
-    }
+pub(crate) fn keep(network: Arc<Network>, store: Arc<Store>, groups: Arc<Groups>) -> io::Result<()> {
     thread::Builder::new().name("warm".to_owned()).spawn(move || run(&network, &store, &groups)).map(drop)
 }
 
-fn run(network: &Network, store: &Store, groups: &[Arc<GroupPlan>]) {
+fn run(network: &Network, store: &Store, groups: &Groups) {
     // Of this thread alone (setpriority(2), "C library/kernel differences"). Without it, it is only less modest.
     let _ = rustix::process::setpriority_process(None, MODESTY);
     network.nudge();
     let mut told = false;
     while network.due() {
-        let Err(error) = fill(network, store, groups) else {
+        let Err(error) = fill(network, store, &groups.all()) else {
             told = false;
             continue;
         };

@@ -9,13 +9,14 @@ use crate::vm::Handle;
 use russh::keys::ssh_key::public::KeyData;
 use russh::keys::{Algorithm, HashAlg, PublicKey};
 use std::collections::BTreeSet;
+use std::sync::{PoisonError, RwLock};
 
 /// Longest name of a key, in characters.
 const MAX_LABEL: usize = 40;
 
-/// The keys that log in.
+/// The keys that log in now.
 #[derive(Debug, Default)]
-pub(crate) struct Keys(Vec<Entry>);
+pub(crate) struct Keys(RwLock<Vec<Entry>>);
 
 #[derive(Debug)]
 struct Entry {
@@ -64,37 +65,12 @@ pub(super) fn fingerprint(key: &PublicKey) -> String {
 impl Keys {
     /// The keys of a configuration.
     pub(crate) fn of(config: &Config) -> Self {
-        let mut keys = Self::default();
-        for key in &config.ssh_keys {
-            keys.add(key, None);
-        }
-        for group in &config.groups {
-            // The daemon's come first in it, and open everything already.
-            for key in &group.ssh_keys {
-                keys.add(key, Some(&group.name));
-            }
-        }
-        keys
+        Self(RwLock::new(entries(config)))
     }
 
-    fn add(&mut self, key: &SshKey, group: Option<&str>) {
-        // The configuration was checked: each one parses.
-        let Ok(key) = PublicKey::from_openssh(key.as_str()) else {
-            return;
-        };
-        let known = self.0.iter_mut().find(|entry| entry.key == *key.key_data());
-        match (known, group) {
-            (Some(entry), None) => entry.opens = Opens::Everything,
-            (Some(entry), Some(group)) => {
-                if let Opens::Groups(groups) = &mut entry.opens {
-                    groups.insert(group.to_owned());
-                }
-            }
-            (None, group) => {
-                let opens = group.map_or(Opens::Everything, |group| Opens::Groups([group.to_owned()].into()));
-                self.0.push(Entry { key: key.key_data().clone(), label: label(&key), opens });
-            }
-        }
+    /// Takes those of another configuration from now on. Who is in stays in.
+    pub(crate) fn renew(&self, config: &Config) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = entries(config);
     }
 
     /// Who holds a key; `None` for one that is not in the file, or is used with SHA-1.
@@ -102,9 +78,45 @@ impl Keys {
         if matches!(algorithm, Algorithm::Rsa { hash: None }) {
             return None;
         }
-        let entry = self.0.iter().find(|entry| entry.key == *key.key_data())?;
+        // They are replaced as a whole, so a panic elsewhere leaves whole ones.
+        let entries = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.iter().find(|entry| entry.key == *key.key_data())?;
         let (label, opens) = (entry.label.clone(), entry.opens.clone());
         Some(Caller { label, fingerprint: fingerprint(key), opens })
+    }
+}
+
+fn entries(config: &Config) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for key in &config.ssh_keys {
+        add(&mut entries, key, None);
+    }
+    for group in &config.groups {
+        // The daemon's come first in it, and open everything already.
+        for key in &group.ssh_keys {
+            add(&mut entries, key, Some(&group.name));
+        }
+    }
+    entries
+}
+
+fn add(entries: &mut Vec<Entry>, key: &SshKey, group: Option<&str>) {
+    // The configuration was checked: each one parses.
+    let Ok(key) = PublicKey::from_openssh(key.as_str()) else {
+        return;
+    };
+    let known = entries.iter_mut().find(|entry| entry.key == *key.key_data());
+    match (known, group) {
+        (Some(entry), None) => entry.opens = Opens::Everything,
+        (Some(entry), Some(group)) => {
+            if let Opens::Groups(groups) = &mut entry.opens {
+                groups.insert(group.to_owned());
+            }
+        }
+        (None, group) => {
+            let opens = group.map_or(Opens::Everything, |group| Opens::Groups([group.to_owned()].into()));
+            entries.push(Entry { key: key.key_data().clone(), label: label(&key), opens });
+        }
     }
 }
 

@@ -108,13 +108,13 @@ impl Server {
 }
 
 /// Begins to serve.
-pub(crate) fn serve(listener: Listener, keys: Keys, registry: Arc<Registry>) -> Server {
+pub(crate) fn serve(listener: Listener, keys: Arc<Keys>, registry: Arc<Registry>) -> Server {
     let fingerprint = listener.key.fingerprint(HashAlg::Sha256).to_string();
     if let Ok(at) = listener.socket.local_addr() {
         tracing::info!(%at, host_key = fingerprint, "serving consoles over SSH");
     }
     let stop = CancellationToken::new();
-    let desk = Desk { registry, keys: Arc::new(keys), stop: stop.clone() };
+    let desk = Desk { registry, keys, stop: stop.clone() };
     let config = Arc::new(config(listener.key));
     let task = tokio::spawn(accept_all(listener.socket, config, desk));
     Server { stop, task }

@@ -32,7 +32,7 @@ async fn rig() -> Rig {
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), dir.path()).await.unwrap();
     let at = listener.address();
     let host_key = host_key::load_or_make(dir.path()).unwrap().public_key().clone();
-    let server = Some(serve(listener, keys(), Arc::clone(&bench.registry)));
+    let server = Some(serve(listener, Arc::new(keys()), Arc::clone(&bench.registry)));
     Rig { bench, server, at, host_key, dir }
 }
 

@@ -46,6 +46,15 @@ impl Store {
         connection.query_row(sql, [group], lists).optional().map_err(sqlite)
     }
 
+    /// Forgets the change of one group, whose lists the file has changed.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn forget_lists_of(&self, group: &str) -> Result<(), StoreError> {
+        let done = self.connection().execute("DELETE FROM group_lists WHERE name = ?1", [group]);
+        done.map(|_| ()).map_err(|error| StoreError::sqlite(&self.path, error))
+    }
+
     /// Forgets every change of a group: the file holds again.
     ///
     /// # Errors

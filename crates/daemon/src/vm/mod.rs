@@ -13,6 +13,7 @@ mod adopt;
 pub(crate) mod create;
 mod error;
 pub(crate) mod explain;
+pub(crate) mod groups;
 pub(crate) mod labels;
 pub(crate) mod lifetime;
 pub(crate) mod owner;

@@ -22,8 +22,16 @@ pub(crate) const MTU: u16 = 1500;
 #[derive(Debug)]
 pub(crate) struct GroupPlan {
     pub(crate) config: Group,
+    /// One for all plans that the group has had while this daemon runs.
+    lists: Arc<GroupLists>,
+}
+
+#[derive(Debug)]
+struct GroupLists {
     /// The group's policy of this moment: the file's, until somebody changes it live.
-    lists: RwLock<PolicySpec>,
+    now: RwLock<PolicySpec>,
+    /// The file's, as it was read last.
+    file: Mutex<PolicySpec>,
 }
 
 impl GroupPlan {
@@ -42,20 +50,37 @@ impl GroupPlan {
     /// They cannot be enforced.
     pub(crate) fn under(config: Group, lists: PolicySpec) -> Result<Self, CompileError> {
         policy::compile(&lists)?;
-        Ok(Self { config, lists: RwLock::new(lists) })
+        let file = Mutex::new(config.network.policy.clone());
+        Ok(Self { config, lists: Arc::new(GroupLists { now: RwLock::new(lists), file }) })
+    }
+
+    /// The plan of the same group by a file that was read anew. VMs keep the plan they were made by;
+    /// lists are for all of them, and change by [`GroupPlan::lists_to_change`] as ever.
+    pub(crate) fn renewed(&self, config: Group) -> Self {
+        Self { config, lists: Arc::clone(&self.lists) }
+    }
+
+    /// The lists that the file had when it was read last.
+    pub(crate) fn file_lists(&self) -> PolicySpec {
+        self.lists.file.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The file has others. The caller holds [`GroupPlan::lists_to_change`].
+    pub(crate) fn set_file_lists(&self, lists: PolicySpec) {
+        *self.lists.file.lock().unwrap_or_else(PoisonError::into_inner) = lists;
     }
 
     /// The group's lists. Whoever makes a VM's network holds them until others can find it, so that
     /// no change passes it by. Blocks while a change is made, some milliseconds.
     pub(crate) fn lists(&self) -> RwLockReadGuard<'_, PolicySpec> {
         // A panic elsewhere leaves lists that are whole: they are replaced at once.
-        self.lists.read().unwrap_or_else(PoisonError::into_inner)
+        self.lists.now.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The group's lists for a change, also of one VM's own: nobody makes a VM's network meanwhile,
     /// and nobody else changes a policy in this group.
     pub(crate) fn lists_to_change(&self) -> RwLockWriteGuard<'_, PolicySpec> {
-        self.lists.write().unwrap_or_else(PoisonError::into_inner)
+        self.lists.now.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,12 +4,15 @@
 
 mod once;
 mod policy;
+mod reload;
 
 pub(crate) use once::Once;
 use once::patience;
 pub(crate) use policy::Wish;
+pub(crate) use reload::{Changes, RegroupError};
 
 use super::create::{Made, Workshop};
+use super::groups::Groups;
 use super::owner::Owner;
 use super::plan::{GroupPlan, StateDirs, VmPlan};
 use super::table::State;
@@ -36,7 +39,7 @@ const WAIT_DEFAULT: Duration = Duration::from_secs(120);
 /// All VMs. Shared by everything that asks for one.
 pub(crate) struct Registry {
     workshop: Workshop,
-    groups: Vec<Arc<GroupPlan>>,
+    groups: Arc<Groups>,
     dirs: StateDirs,
     vms: Arc<Mutex<BTreeMap<String, Handle>>>,
     /// Set when the daemon goes down: no more VMs from then on.
@@ -48,7 +51,7 @@ pub(crate) struct Registry {
 impl Registry {
     pub(crate) fn new(
         workshop: Workshop,
-        groups: Vec<Arc<GroupPlan>>,
+        groups: Arc<Groups>,
         dirs: StateDirs,
         stopping: CancellationToken,
     ) -> Self {
@@ -59,7 +62,9 @@ impl Registry {
     /// Starts a VM: returns when it has its name, its address, and a place in the queue of those that
     /// start.
     pub(crate) fn start(&self, create: &CreateVm) -> Result<Handle, VmError> {
-        let accepted = request::accept(&self.seen_groups(), create)?;
+        // Held until it is in the map: who changes the groups sees it, or it is made by the new ones.
+        let groups = self.groups.hold();
+        let accepted = request::accept(&seen(&groups), create)?;
         let place = self.workshop.queue.enter(u64::from(accepted.vm.ram_mib))?;
         // One lock over "are we stopping?" and the insertion, so that the way down misses none.
         let mut vms = self.lock();
@@ -84,6 +89,7 @@ impl Registry {
         let (owner, handle) = Owner::new(Arc::clone(&plan), self.workshop.clone(), place);
         vms.insert(plan.name().to_owned(), handle.clone());
         drop(vms);
+        drop(groups);
         tokio::spawn(supervise(owner, plan, self.workshop.clone(), Arc::clone(&self.vms)));
         Ok(handle)
     }
@@ -91,9 +97,10 @@ impl Registry {
     /// Takes over a VM of an earlier run, which lives. Its owner removes it where that fails. Also
     /// while the daemon goes down: what is not owned could not be removed.
     pub(crate) fn adopt(&self, row: VmRow) -> Result<Handle, VmError> {
-        let group = self.groups.iter().find(|group| group.config.name == row.group);
+        let groups = self.groups.all();
+        let group = groups.iter().find(|group| group.config.name == row.group);
         let Some(group) = group else {
-            let known = self.groups.iter().map(|group| group.config.name.as_str()).collect::<Vec<_>>();
+            let known = groups.iter().map(|group| group.config.name.as_str()).collect::<Vec<_>>();
             return Err(VmError::NoSuchGroup { name: row.group, known: known.join(", ") });
         };
         let script = self.workshop.store.script(&row.name)?;
@@ -168,7 +175,7 @@ impl Registry {
 
     /// The groups that the caller sees.
     fn seen_groups(&self) -> Vec<Arc<GroupPlan>> {
-        self.groups.iter().filter(|group| view::sees(&group.config.name)).cloned().collect()
+        seen(&self.groups.hold())
     }
 
     /// The groups that the caller sees, as configured.
@@ -198,14 +205,19 @@ impl Registry {
 
     /// Starts the VMs that the file asks for and that are not there yet; returns at once.
     pub(crate) fn start_configured(&self) {
-        for group in &self.groups {
-            let create = CreateVm { group: Some(group.config.name.clone()), ..CreateVm::default() };
+        for group in self.groups.all() {
             let runs = |vm: &&Handle| vm.plan.row.group == group.config.name && vm.state() == State::Running;
             let adopted = self.list().iter().filter(runs).count();
-            for _ in adopted..group.config.count as usize {
-                if let Err(error) = self.start(&create) {
-                    tracing::error!(group = group.config.name, "cannot start a VM: {}", Chain(&error));
-                }
+            self.start_some(&group.config.name, (group.config.count as usize).saturating_sub(adopted));
+        }
+    }
+
+    /// Starts so many VMs of a group; what cannot be started is in the log.
+    fn start_some(&self, group: &str, number: usize) {
+        let create = CreateVm { group: Some(group.to_owned()), ..CreateVm::default() };
+        for _ in 0..number {
+            if let Err(error) = self.start(&create) {
+                tracing::error!(group, "cannot start a VM: {}", Chain(&error));
             }
         }
     }
@@ -303,4 +315,9 @@ impl Drop for Unready {
             self.handle.give_up();
         }
     }
+}
+
+/// Those of the groups that the caller sees.
+fn seen(groups: &[Arc<GroupPlan>]) -> Vec<Arc<GroupPlan>> {
+    groups.iter().filter(|group| view::sees(&group.config.name)).cloned().collect()
 }

@@ -6,8 +6,10 @@ mod events;
 mod lifetime;
 mod policy;
 mod queued;
+mod reload;
 
 use super::create::Workshop;
+use super::groups::Groups;
 use super::plan::{GroupPlan, StateDirs, VmPlan};
 use super::queue::Queue;
 use super::registry::Registry;
@@ -87,7 +89,10 @@ fn bench_with(guest: Guest, faults: FaultPlan, at_once: usize) -> Bench {
         metrics: Arc::new(crate::metrics::Metrics::new()),
     };
     let stopping = CancellationToken::new();
-    let registry = Arc::new(Registry::new(workshop, groups, StateDirs::new(dir.path()), stopping.clone()));
+    let registry = {
+        let groups = Groups::new(groups);
+        Arc::new(Registry::new(workshop, groups, StateDirs::new(dir.path()), stopping.clone()))
+    };
     Bench { registry, parts, store, stopping, told, dir }
 }
 

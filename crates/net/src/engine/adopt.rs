@@ -80,7 +80,7 @@ impl Engine {
     }
 
     fn fits(&self, spec: &SlotSpec<'_>) -> Result<(), StepError> {
-        let known = self.ranges.iter().any(|range| range.contains(spec.block)) && MTU.contains(&spec.mtu);
+        let known = self.ranges().iter().any(|range| range.contains(spec.block)) && MTU.contains(&spec.mtu);
         if known {
             return Ok(());
         }

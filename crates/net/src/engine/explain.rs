@@ -159,7 +159,7 @@ impl Engine {
     }
 
     fn host_fact(&self, address: Ipv4Addr, needed: u32) -> HostFact {
-        if self.ranges.iter().any(|range| range.net().contains(&address)) {
+        if self.ranges().iter().any(|range| range.net().contains(&address)) {
             return HostFact::Sibling;
         }
         if needed == NEVER {

@@ -59,7 +59,7 @@ impl Engine {
 
     /// Writes the host's table and remembers what it looks like.
     pub(super) fn write_table(&self, state: &mut State) -> Answer<()> {
-        let batch = host_table::render(self.scope, &self.ranges, &state.sets);
+        let batch = host_table::render(self.scope, &self.ranges(), &state.sets);
         self.write_and_remember(state, &batch)
     }
 
@@ -74,7 +74,7 @@ impl Engine {
             slots: held(host_table::SLOTS)?,
             opened: held(host_table::OPENED)?,
         };
-        match host_table::render_over(self.scope, &self.ranges, &state.sets, &earlier) {
+        match host_table::render_over(self.scope, &self.ranges(), &state.sets, &earlier) {
             // The kernel may know better that the shape is another: sets are not compared here.
             Some(batch) => self.write_and_remember(state, &batch).or_else(|error| {
                 tracing::debug!(%error, "the earlier table cannot be written over; it is replaced");
@@ -118,7 +118,7 @@ impl Engine {
     fn table_is_whole(&self, state: &State) -> Answer<bool> {
         let elements = |set| self.kernel.elements(&self.table, set);
         // Every engine that has a range has links; one without has nothing to guard.
-        let links = self.ranges.is_empty() || !elements(host_table::LINKS)?.is_empty();
+        let links = self.ranges().is_empty() || !elements(host_table::LINKS)?.is_empty();
         let all = !elements(host_table::ALL_LINKS)?.is_empty();
         if !links || !all || host_table::opened_from(&elements(host_table::OPENED)?) != state.sets.opened {
             return Ok(false);
@@ -190,7 +190,7 @@ impl Engine {
             let rules = self.kernel.rules(&chain.table, Some(&chain.name)).map_err(read)?;
             let key = (chain.table.clone(), chain.name.clone());
             let known = state.repairs.pairs.remove(&key).unwrap_or_default();
-            let wanted = !self.ranges.is_empty() && foreign::refuses(chain, &rules);
+            let wanted = !self.ranges().is_empty() && foreign::refuses(chain, &rules);
             let right = match wanted {
                 true => !known.is_empty() && foreign::holds(&rules, &mark, &known),
                 false => foreign::marked(&rules, &mark).is_empty(),
@@ -221,7 +221,7 @@ impl Engine {
     }
 
     fn tell_refused(&self, chain: &ChainSeen, error: &KernelError) {
-        let ranges: Vec<String> = self.ranges.iter().map(ToString::to_string).collect();
+        let ranges: Vec<String> = self.ranges().iter().map(ToString::to_string).collect();
         tracing::warn!(
             table = %chain.table,
             chain = chain.name,
@@ -236,7 +236,7 @@ impl Engine {
     fn put_pairs(&self, chain: &ChainSeen, rules: &[RuleSeen], wanted: bool) -> Answer<Vec<u64>> {
         let mark = foreign::mark(self.scope);
         let old = foreign::marked(rules, &mark);
-        let put = |form| self.write(&foreign::put(chain, &old, &self.ranges, form, &mark));
+        let put = |form| self.write(&foreign::put(chain, &old, &self.ranges(), form, &mark));
         let done = match (wanted, foreign::form(chain)) {
             (false, _) => self.write(&foreign::remove(chain, &old)),
             // A kernel without iptables' matches has no iptables either.
@@ -258,6 +258,11 @@ impl Engine {
         }
         let now = self.kernel.rules(&chain.table, Some(&chain.name))?;
         Ok(foreign::marked(&now, &mark))
+    }
+
+    /// The pairs in foreign chains are for other ranges: they are written anew at the next look.
+    pub(super) fn forget_pairs(&self, state: &mut State) {
+        state.repairs.pairs.clear();
     }
 
     /// Takes our pairs out of every foreign chain.

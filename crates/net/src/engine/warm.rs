@@ -98,7 +98,7 @@ impl Engine {
     /// Takes the block of a slot that is about to be made.
     pub(super) fn take(&self, spec: &WarmSpec) -> Result<(), NetError> {
         let block = spec.block;
-        if !self.ranges.iter().any(|range| range.contains(block)) {
+        if !self.ranges().iter().any(|range| range.contains(block)) {
             return Err(NetError::ForeignBlock(block));
         }
         if !MTU.contains(&spec.mtu) {

@@ -203,9 +203,10 @@ fn change_group(
         return Ok(change);
     }
     // As for one VM: a killed daemon's change holds on.
-    workshop.store.set_group_lists(name, &new, &group.config.network.policy)?;
+    let file = group.file_lists();
+    workshop.store.set_group_lists(name, &new, &file)?;
     if let Err(error) = workshop.parts.switch(&policies) {
-        if let Err(left) = workshop.store.set_group_lists(name, &lists, &group.config.network.policy) {
+        if let Err(left) = workshop.store.set_group_lists(name, &lists, &file) {
             tracing::error!(group = name, "cannot write the state: {}", Chain(&left));
         }
         return Err(error.into());
