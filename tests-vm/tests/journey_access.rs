@@ -86,6 +86,9 @@ fn another_machine_works_with_a_token_and_a_guest_reaches_no_api() {
     let admin = daemon.json(&["token", "create", "--scope", "admin", "--name", "boss"]);
     let writer = daemon.json(&["token", "create", "--scope", "group:agents:rw", "--expires", "90d"]);
     let reader = daemon.json(&["token", "create", "--scope", "group:agents:ro"]);
+    let typo = daemon.run(&["token", "create", "--scope", "group:agent:ro", "--expires", "1h"]);
+    assert!(ok(&typo).starts_with("enisle_") && ok(&typo).lines().count() == 1);
+    assert!(String::from_utf8_lossy(&typo.stderr).contains("there is no group named agent yet"));
     for (name, made) in [("boss", &admin), ("rw", &writer), ("ro", &reader)] {
         machine.add(name, made);
     }

@@ -85,8 +85,19 @@ async fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
         return print_json(&created);
     }
     print(&format!("{}\n", created.secret))?;
-    eprint!("{}", told(&created));
+    eprint!("{}{}", told(&created), unknown(context, &created.token).await);
     Ok(())
+}
+
+/// A word about groups that the daemon does not have, which a slip of the pen looks like.
+async fn unknown(context: &Context, token: &Token) -> String {
+    // The token is made; that the groups are not told is no reason to say it was not.
+    let Ok(groups) = context.client.groups().await else { return String::new() };
+    let missing = token.scopes.iter().filter_map(|scope| match scope {
+        Scope::Group { name, .. } if groups.iter().all(|group| group.name != *name) => Some(name),
+        _ => None,
+    });
+    missing.map(|name| format!("warning: there is no group named {name} yet\n")).collect()
 }
 
 /// What its owner needs beside it.

@@ -33,6 +33,11 @@ struct Api {
 }
 
 fn api(guest: Guest) -> Api {
+    api_with(guest, Duration::from_millis(20))
+}
+
+/// The same where the answer to a wrong token takes so long.
+fn api_with(guest: Guest, slow: Duration) -> Api {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("new/api.sock");
     let bench = bench(guest, FaultPlan::default());
@@ -42,7 +47,7 @@ fn api(guest: Guest) -> Api {
         version,
         stopping: bench.stopping.clone(),
         tokens: Tokens::open(Arc::clone(&bench.store)).unwrap(),
-        attempts: Attempts::new(Duration::from_millis(20)),
+        attempts: Attempts::new(slow),
         entrances: Arc::default(),
         scraping: Arc::default(),
     };

@@ -294,7 +294,8 @@ async fn a_revoked_token_ends_at_once_with_what_was_begun_with_it() {
 #[tokio::test]
 async fn an_address_makes_few_wrong_attempts_at_a_time_and_none_is_logged_whole() {
     let (lines, _log) = logged();
-    let api = api(Guest::Honest);
+    // Longer than all of them take to come.
+    let api = api_with(Guest::Honest, Duration::from_secs(3));
     let remote = remote(&api).await;
     let (id, text) = token(&api, &["group:agents:rw"]).await;
     let wrong = format!("{}{}", &text[..16], "0".repeat(64));
