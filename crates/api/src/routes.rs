@@ -166,5 +166,7 @@ mod tests {
         assert_eq!(super::vm("a/../b?c"), "/v1/vms/a%2F..%2Fb%3Fc");
         assert_eq!(super::vms(&["a=b c".into(), "d".into()]), "/v1/vms?label=a%3Db%20c&label=d");
         assert_eq!(super::vm_stream("agents-1"), "/v1/vms/agents-1/stream");
+        let refused = super::events_of(crate::EventFilter::Refused, Some(7), true);
+        assert_eq!(refused, "/v1/events?follow=true&since=7&only=refused");
     }
 }
