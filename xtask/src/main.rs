@@ -1,8 +1,10 @@
 //! `cargo xtask`: checks of the tree that neither rustc nor clippy can make.
 //!
-//! Owns: the tidy checks and the rules of the rooms. Refuses: anything a user of Enisle runs.
+//! Owns: the tidy checks, the rules of the rooms, and the package. Refuses: anything a user of Enisle runs.
 
 mod bench;
+mod dist;
+mod licences;
 mod promises;
 mod rooms;
 mod tidy;
@@ -30,6 +32,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// The Debian package, in target/dist: build it, or with --no-build package what is built.
+    Dist(dist::DistArgs),
     /// Which crate may depend on which, and who may make which system call.
     Rooms,
 }
@@ -60,6 +64,7 @@ fn run(task: &Task) -> Result<Vec<String>> {
             Ok(problems)
         }
         Task::Rooms => rooms::check(&root),
+        Task::Dist(args) => dist::run(&root, args),
         Task::Bench { args } => bench::run(&root, args),
     }
 }

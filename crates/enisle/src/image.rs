@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 /// Name of the guest agent beside this program.
 const AGENT: &str = "enisle-agent";
+/// Where the package has it.
+const PACKAGED: &str = "/usr/lib/enisle";
 
 /// Carries the command out and returns the exit code. A build blocks for minutes.
 pub(crate) fn run(command: &ImageCommand, json: bool) -> u8 {
@@ -43,7 +45,10 @@ fn build(args: &BuildArgs, json: bool) -> Result<(), Failure> {
 
 fn beside_this_program() -> Result<PathBuf, Failure> {
     let program = std::env::current_exe().map_err(|e| Failure::io("cannot find this program's file", &e))?;
-    Ok(program.with_file_name(AGENT))
+    let beside = program.with_file_name(AGENT);
+    let packaged = std::path::Path::new(PACKAGED).join(AGENT);
+    // Where there is neither, the message names the first.
+    Ok(if !beside.exists() && packaged.exists() { packaged } else { beside })
 }
 
 fn list(args: &ListArgs, json: bool) -> Result<(), Failure> {
