@@ -75,6 +75,7 @@ fn daemon(document: &mut Document) {
         ]);
     document
         .get(routes::METRICS, "metrics", "Counters and gauges for Prometheus.")
+        .admin()
         .bytes("text/plain", "Prometheus' text format, version 0.0.4.")
         .end(&[]);
     document

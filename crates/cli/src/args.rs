@@ -9,6 +9,7 @@ use crate::gc::GcArgs;
 use crate::image::ImageCommand;
 use crate::manual::ManArgs;
 use crate::net::NetCommand;
+use crate::service::ServiceCommand;
 use crate::token::TokenCommand;
 use crate::vm::VmCommand;
 use clap::error::ErrorKind;
@@ -70,6 +71,9 @@ pub enum Command {
     /// Build and list guest images.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Install the daemon as a systemd service, and take it away.
+    #[command(subcommand)]
+    Service(ServiceCommand),
     /// Print the JSON schema of the configuration file.
     #[command(after_help = "Example:\n  enisle schema > enisle.schema.json")]
     Schema,

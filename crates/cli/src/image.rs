@@ -33,7 +33,7 @@ pub struct BuildArgs {
     /// Where images are kept.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
     pub image_dir: PathBuf,
-    /// The static guest agent. Default: `enisle-agent` beside this program.
+    /// The static guest agent. Default: `enisle-agent` beside this program, or in /usr/lib/enisle.
     #[arg(long, value_name = "FILE", env = "ENISLE_AGENT", hide_env_values = true)]
     pub agent: Option<PathBuf>,
     /// Build again even if it is up to date.

@@ -20,6 +20,7 @@ mod net;
 mod process;
 mod progress;
 mod quantity;
+mod service;
 mod signals;
 mod table;
 mod terminal;
@@ -35,6 +36,7 @@ pub use failure::Failure;
 pub use gc::{GcArgs, LeftoverItem, Leftovers, print_leftovers};
 pub use image::{BuildArgs, ImageCommand, ListArgs, ListedImage, print_images};
 pub use manual::{ManArgs, completions, man};
+pub use service::{ServiceCommand, ServiceInstallArgs, ServiceUninstallArgs};
 pub use table::{print, print_json};
 
 use args::{ContextArgs, NetArgs, TokenArgs, VmArgs};

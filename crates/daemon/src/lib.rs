@@ -5,7 +5,7 @@
 //! `enisle-net`'s and `enisle-vmm`'s) and a command line (the CLI's).
 //!
 //! [`run`] is `enisle up`; [`gc`] is `enisle gc`; [`doctor`] is `enisle doctor`; [`config`] reads the
-//! file; [`dns`] answers what the microVMs ask; everything
+//! file; [`service`] is its systemd unit; [`dns`] answers what the microVMs ask; everything
 //! else is inside.
 
 mod access;
@@ -27,6 +27,7 @@ mod metrics;
 mod options;
 mod parts;
 mod reload;
+pub mod service;
 mod shutdown;
 mod signals;
 mod ssh;

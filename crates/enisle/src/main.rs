@@ -4,6 +4,7 @@
 mod doctor;
 mod gc;
 mod image;
+mod service;
 mod up;
 
 use enisle_cli::{Cli, Command, Parsed};
@@ -28,6 +29,7 @@ fn run(cli: &Cli) -> u8 {
         Command::Context(args) => enisle_cli::run_context(cli, args),
         Command::Gc(args) => gc::run(args, cli.json),
         Command::Image(command) => image::run(command, cli.json),
+        Command::Service(command) => service::run(command, cli.json),
         Command::Schema => match enisle_cli::print_json(&enisle_daemon::config::schema()) {
             Ok(()) => 0,
             Err(failure) => failure.report(cli.json),
