@@ -30,16 +30,16 @@ fn new_id() -> String {
 }
 
 /// The request's place in the log, with who asks: the process on the unix socket, or an address and, once it
-/// was found good, the id of the token.
+/// was found good, the id of the token. Of the highest level, so that lines of every level that is logged have it.
 fn span(id: &str, peer: Option<&Peer>) -> Span {
     match peer {
         Some(Peer::Unix { uid, gid, pid }) => {
             let user = user_file::name(*uid);
-            tracing::info_span!("request", id, uid, gid, pid, user)
+            tracing::error_span!("request", id, uid, gid, pid, user)
         }
-        Some(Peer::Tcp(from)) => tracing::info_span!("request", id, %from, token = Empty),
-        Some(Peer::Loopback(from)) => tracing::info_span!("request", id, %from, insecure = true),
-        None => tracing::info_span!("request", id),
+        Some(Peer::Tcp(from)) => tracing::error_span!("request", id, %from, token = Empty),
+        Some(Peer::Loopback(from)) => tracing::error_span!("request", id, %from, insecure = true),
+        None => tracing::error_span!("request", id),
     }
 }
 

@@ -45,7 +45,8 @@ async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, PartError> + Send + 'static,
 ) -> Result<T, PartError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(PartError::Panicked(what)))
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work)).await.unwrap_or(Err(PartError::Panicked(what)))
 }
 
 impl RealParts {

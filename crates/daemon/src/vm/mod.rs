@@ -40,11 +40,13 @@ use std::time::Duration;
 use table::State;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::timeout;
+use tracing::Span;
 
 /// What may be asked of an owner task.
 pub(crate) enum Command {
     /// Stop the guest in an orderly way and remove everything.
-    Remove(Removal, Option<owner::Waiting>),
+    /// With the request that it is done for, whose id its log lines have.
+    Remove(Removal, Option<owner::Waiting>, Span),
     /// Kill the guest now, and remove everything.
     Hurry,
 }
@@ -154,7 +156,7 @@ impl Handle {
     /// Stops the guest and removes everything; resolves when that is over.
     pub(crate) async fn remove(&self, why: Removal) -> Result<(), VmError> {
         let (done, outcome) = oneshot::channel();
-        if self.mailbox.send(Command::Remove(why, Some(done))).await.is_err() {
+        if self.mailbox.send(Command::Remove(why, Some(done), Span::current())).await.is_err() {
             // The owner has ended: the VM is gone.
             return Ok(());
         }
@@ -167,7 +169,7 @@ impl Handle {
     /// Has the VM removed without waiting, for a caller that cannot wait. A full mailbox holds
     /// such a wish already.
     pub(crate) fn give_up(&self) {
-        let _ = self.mailbox.try_send(Command::Remove(Removal::Abandoned, None));
+        let _ = self.mailbox.try_send(Command::Remove(Removal::Abandoned, None, Span::current()));
     }
 
     /// Kills the guest now and removes everything.

@@ -25,6 +25,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 /// Time a guest has for an orderly stop.
 const GRACE: Duration = Duration::from_secs(10);
@@ -92,6 +93,8 @@ pub(crate) struct Owner {
     clocks: Clocks,
     /// Why it is being removed: the first reason there was.
     why: Option<Removal>,
+    /// The request it works for, until the VM is ready, and again when it is removed.
+    span: Span,
     /// Said once that the agent speaks another version; a guest could say so for ever.
     told_of_version: bool,
 }
@@ -107,7 +110,9 @@ impl Owner {
             called_off,
             place,
         };
-        let work = |news, called_off| Work::Creating(Box::pin(creation(news, called_off).run()));
+        let work = |news, called_off| {
+            Work::Creating(Box::pin(creation(news, called_off).run().instrument(Span::current())))
+        };
         let (owner, mut handle) = Self::busy_with(work, Arc::clone(&plan), workshop.clone());
         handle.ticket = Some(ticket);
         (owner, handle)
@@ -163,6 +168,7 @@ impl Owner {
             waiting: Vec::new(),
             clocks,
             why: None,
+            span: Span::current(),
             told_of_version: false,
         };
         (owner, handle)
@@ -172,12 +178,19 @@ impl Owner {
     pub(crate) async fn run(mut self) -> (Vec<Waiting>, Removal) {
         while self.state() != State::Gone {
             let heard = self.hear().await;
-            if let Some(event) = self.understand(heard) {
-                self.apply(event);
+            if let Heard::Command(Some(Command::Remove(_, _, asked))) = &heard
+                && !asked.is_none()
+            {
+                self.span = asked.clone();
             }
+            self.span.clone().in_scope(|| {
+                if let Some(event) = self.understand(heard) {
+                    self.apply(event);
+                }
+            });
         }
         let why = self.why.unwrap_or(Removal::Lost);
-        tracing::info!(vm = self.plan.name(), %why, "gone");
+        self.span.in_scope(|| tracing::info!(vm = self.plan.name(), %why, "gone"));
         (self.waiting, why)
     }
 
@@ -209,7 +222,7 @@ impl Owner {
                 Some(Event::Hurry)
             }
             Heard::Command(Some(Command::Hurry)) => Some(Event::Hurry),
-            Heard::Command(Some(Command::Remove(why, waiting))) => {
+            Heard::Command(Some(Command::Remove(why, waiting, _))) => {
                 self.waiting.extend(waiting);
                 self.why.get_or_insert(why);
                 Some(Event::Remove)
@@ -356,6 +369,8 @@ impl Owner {
         self.remember(self.workshop.store.set_running(self.plan.name(), ms));
         tracing::info!(vm = self.plan.name(), address = %self.plan.block().guest(), ms, "ready");
         self.tell(|vm, group| EventKind::VmReady { vm, group, after_ms: ms });
+        // What it does from here on, nobody has asked for.
+        self.span = Span::none();
         Some(Event::Ready)
     }
 
@@ -427,7 +442,8 @@ impl Owner {
             Effect::Clear => self.clear(),
             Effect::Forget => {
                 let (workshop, plan) = (self.workshop.clone(), Arc::clone(&self.plan));
-                self.work = Work::Forgetting(Box::pin(async move { remove::forget(&workshop, &plan).await }));
+                let work = async move { remove::forget(&workshop, &plan).await };
+                self.work = Work::Forgetting(Box::pin(work.instrument(Span::current())));
             }
         }
     }
@@ -437,7 +453,7 @@ impl Owner {
         self.deadline = Some(Instant::now() + GRACE);
         let stopper = self.made.boot.as_ref().map(BootChannel::stopper);
         let ask = ask_to_stop(stopper, self.made.machine.clone(), Arc::clone(&self.plan));
-        self.work = Work::Asking(Box::pin(ask));
+        self.work = Work::Asking(Box::pin(ask.instrument(Span::current())));
     }
 
     fn clear(&mut self) {
@@ -445,7 +461,8 @@ impl Owner {
         self.status.send_modify(|status| status.pid = None);
         let made = std::mem::take(&mut self.made);
         let (workshop, plan) = (self.workshop.clone(), Arc::clone(&self.plan));
-        self.work = Work::Clearing(Box::pin(async move { remove::clear(&workshop, &plan, made).await }));
+        let work = async move { remove::clear(&workshop, &plan, made).await };
+        self.work = Work::Clearing(Box::pin(work.instrument(Span::current())));
     }
 
     fn tell(&self, what: impl FnOnce(String, String) -> EventKind) {

@@ -7,6 +7,7 @@ mod lifetime;
 mod policy;
 mod queued;
 mod reload;
+mod request_ids;
 
 use super::create::Workshop;
 use super::groups::Groups;

@@ -113,7 +113,8 @@ async fn on_a_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, VmError> + Send + 'static,
 ) -> Result<T, VmError> {
     let panicked = |_| VmError::from(PartError::Panicked("work on a policy"));
-    tokio::task::spawn_blocking(work).await.map_err(panicked)?
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work)).await.map_err(panicked)?
 }
 
 fn unenforceable(vm: Option<&VmPlan>, source: CompileError) -> VmError {
