@@ -24,8 +24,8 @@ impl Lines {
     fn id_of(&self, message: &str) -> Option<String> {
         let bytes = self.0.lock().unwrap().clone();
         let text = String::from_utf8(bytes).unwrap();
-        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        let line = lines.filter(|line| line["message"] == message).next_back();
+        let mut lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let line = lines.rfind(|line| line["message"] == message);
         let line = line.unwrap_or_else(|| panic!("no line {message:?} in:\n{text}"));
         line["span"]["id"].as_str().map(str::to_owned)
     }
