@@ -155,6 +155,26 @@ def files(daemon):
     daemon.refused("not_found", "GET", FILES + "/stat", query=[("path", "a")], name=VM)
 
 
+def watched_files(daemon):
+    template = FILES + "/watch"
+    daemon.request("POST", FILES + "/mkdir", query=[("path", "w")], name=VM)
+    with daemon.send("GET", template, query=[("path", "/root/w"), ("recursive", "true")], name=VM) as reply:
+        assert reply.response.status == 200
+        told = daemon.lines(reply, template)
+        assert next(told) == {"type": "watching"}
+        daemon.request("PUT", FILES, b"1", kind="application/octet-stream", query=[("path", "w/file")], name=VM)
+        # However the file came there, it has this name in the end.
+        while "file" not in ((event := next(told)).get("path"), event.get("to")):
+            pass
+        daemon.request("POST", FILES + "/mkdir", query=[("path", "w/d")], name=VM)
+        while next(told) != {"type": "created", "path": "d", "directory": True}:
+            pass
+        daemon.request("DELETE", FILES, query=[("path", "w"), ("recursive", "true")], name=VM)
+        # It ends when what is watched is gone.
+        assert {"type": "removed", "path": "d", "directory": True} in list(told)
+    daemon.refused("not_found", "GET", template, query=[("path", "w")], name=VM)
+
+
 def console(daemon):
     log = daemon.request("GET", ONE + "/log", name=VM).body
     assert b"Linux version" in log, log[-2000:]
@@ -244,7 +264,7 @@ def main():
     name = life_of_a_vm(daemon)
     what_happened(daemon, name)
     policies(daemon)
-    for drive in (buffered_exec, files, console, streamed_exec, shell, streamed_copies, forwards, broken_framing):
+    for drive in (buffered_exec, files, watched_files, console, streamed_exec, shell, streamed_copies, forwards, broken_framing):
         drive(daemon)
         print(f"{drive.__name__}: as documented", flush=True)
     leaves_nothing(daemon)

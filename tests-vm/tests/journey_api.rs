@@ -59,6 +59,7 @@ fn processes_and_files_over_plain_http() {
     assert_eq!((&told["stdout"]["truncated"], &told["stdout"]["bytes"]), (&json!(true), &json!(2_000_000)));
     files_go_both_ways(&site);
     trees_are_made_listed_and_removed(&site);
+    files_are_watched(&site, &daemon);
     archives_go_both_ways(&site);
     who_hangs_up_leaves_no_process(&site, &daemon);
     let events = ok(&daemon.run(&["events", "--vm", "agents-1", "--json"]));
@@ -92,6 +93,65 @@ fn trees_are_made_listed_and_removed(site: &Site) {
     assert_eq!(http(site, "DELETE", &at("", "/root/t"), b"").0, 400, "it is not empty");
     assert_eq!(http(site, "DELETE", &format!("{}&recursive=true", at("", "/root/t")), b"").0, 204);
     assert_eq!(http(site, "GET", &at("/stat", "/root/t"), b"").0, 404);
+}
+
+/// What happens is told with real files, by the API and the command, and nothing is left of a watch in the guest.
+fn files_are_watched(site: &Site, daemon: &Daemon<'_>) {
+    // The agent is the parent of what it runs.
+    let descriptors = || -> u32 {
+        let count = "cat /proc/$PPID/fdinfo/* 2>/dev/null | grep -c '^inotify' || true";
+        run(site, &json!({"argv": ["sh", "-c", count]}))["stdout"]["data"]
+            .as_str()
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
+    };
+    let at = |verb: &str, path: &str| format!("{VM}/files{verb}?path={path}");
+    assert_eq!(http(site, "GET", &at("/watch", "w"), b"").0, 404);
+    daemon.sh("agents-1", "mkdir -p /root/w/below");
+    assert_eq!(descriptors(), 0);
+    let mut answer =
+        BufReader::new(send(site, "GET", &format!("{}&recursive=true", at("/watch", "/root/w")), b""));
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        answer.read_line(&mut line).unwrap();
+    }
+    let mut told = answer.lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    assert_eq!(told.next().unwrap(), json!({"type": "watching"}));
+    assert_eq!(descriptors(), 2, "a directory and the one in it");
+    daemon.sh("agents-1", "cd /root/w; echo 1 > below/a; mv below/a b; rm b; mkdir -p new/deep; mv new old");
+    for (kind, path) in [("created", "below/a"), ("modified", "below/a")] {
+        assert_eq!(told.next().unwrap(), json!({"type": kind, "path": path, "directory": false}));
+    }
+    assert_eq!(
+        told.next().unwrap(),
+        json!({"type": "moved", "from": "below/a", "to": "b", "directory": false})
+    );
+    assert_eq!(told.next().unwrap(), json!({"type": "removed", "path": "b", "directory": false}));
+    assert_eq!(told.next().unwrap(), json!({"type": "created", "path": "new", "directory": true}));
+    while told.next().unwrap() != json!({"type": "moved", "from": "new", "to": "old", "directory": true}) {}
+    daemon.sh("agents-1", "echo 1 > /root/w/old/deep/file");
+    while told.next().unwrap() != json!({"type": "modified", "path": "old/deep/file", "directory": false}) {}
+    drop(told);
+    let begun = Instant::now();
+    while descriptors() != 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "a watch outlived its reader");
+    }
+    let mut command = site
+        .enisle(&["vm", "watch", "agents-1", "w"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(command.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), "watching");
+    daemon.sh("agents-1", "rm -r /root/w");
+    let mut rest: Vec<String> = lines.collect();
+    rest.sort();
+    assert_eq!(rest, ["removed below/", "removed old/"]);
+    assert_eq!(command.wait().unwrap().code(), Some(0), "it ends with what it watches");
 }
 
 fn archives_go_both_ways(site: &Site) {

@@ -18,6 +18,7 @@ pub mod stream;
 pub mod token;
 pub mod verify;
 pub mod vm;
+pub mod watch;
 
 pub use event::{Event, EventFilter, EventKind, FlowDirection};
 pub use exec::*;
@@ -27,3 +28,4 @@ pub use problem::{Code, Problem};
 pub use token::{Access, CreateToken, CreatedToken, Scope, TOKEN_PREFIX, Token};
 pub use verify::{Verified, Verify, VerifyRow};
 pub use vm::*;
+pub use watch::WatchEvent;

@@ -8,7 +8,7 @@ mod document;
 use crate::stream::{FromDaemon, Open, ToDaemon};
 use crate::{
     Code, CreateToken, CreateVm, CreatedToken, Event, FileInfo, FileList, Group, Health, Policy,
-    PolicyChange, PolicyLists, RunExec, RunOutcome, Token, Verified, Verify, Version, Vm, Why, routes,
+    PolicyChange, PolicyLists, RunExec, RunOutcome, Token, Verified, Verify, Version, Vm, WatchEvent, Why, routes,
 };
 use document::{Document, Param};
 use serde_json::{Value, json};
@@ -273,6 +273,20 @@ fn guests(document: &mut Document) {
 }
 
 fn archives(document: &mut Document, codes: &[Code]) {
+    document
+        .get(
+            routes::VM_WATCH,
+            "watchFiles",
+            "What changes at a path, until it is gone or the client hangs up.",
+        )
+        .param(PATH)
+        .param(Param::query(
+            "recursive",
+            "boolean",
+            "In the directories below it too, at most 4096; no link is followed.",
+        ))
+        .json_lines::<WatchEvent>()
+        .end(&codes);
     document
         .get(routes::VM_ARCHIVE, "readArchive", "A file or directory as a tar stream.")
         .write()

@@ -47,6 +47,8 @@ pub const VM_STAT: &str = "/v1/vms/{name}/files/stat";
 pub const VM_LIST: &str = "/v1/vms/{name}/files/list";
 /// `POST ?path=PATH&parents=BOOL` → 204.
 pub const VM_MAKE_DIR: &str = "/v1/vms/{name}/files/mkdir";
+/// `GET ?path=PATH&recursive=BOOL` → each [`crate::WatchEvent`] as a line of JSON, until the path is gone.
+pub const VM_WATCH: &str = "/v1/vms/{name}/files/watch";
 /// `GET ?path=PATH` → a file or directory in the guest as a tar stream; `PUT ?path=PATH`, a tar stream → 204.
 pub const VM_ARCHIVE: &str = "/v1/vms/{name}/archive";
 /// WebSocket; see [`crate::stream`]. The first message is an [`crate::stream::Open`].
@@ -115,6 +117,12 @@ pub fn vm_list(name: &str, path: &str) -> String {
 #[must_use]
 pub fn vm_make_dir(name: &str, path: &str, parents: bool) -> String {
     format!("/v1/vms/{}/files/mkdir?path={}&parents={parents}", encode(name), encode(path))
+}
+
+/// The path of watching files in one VM.
+#[must_use]
+pub fn vm_watch(name: &str, path: &str, recursive: bool) -> String {
+    format!("/v1/vms/{}/files/watch?path={}&recursive={recursive}", encode(name), encode(path))
 }
 
 /// The path of removing a file in one VM.

@@ -8,6 +8,7 @@ mod logs;
 mod new;
 mod port_forward;
 mod shell;
+mod watch;
 
 use crate::Failure;
 use clap::Subcommand;
@@ -40,6 +41,8 @@ pub(crate) enum VmCommand {
     Shell(shell::ShellArgs),
     /// Forward local ports and sockets to a microVM.
     PortForward(port_forward::PortForwardArgs),
+    /// Print what changes among the files of a microVM.
+    Watch(watch::WatchArgs),
 }
 
 pub(crate) async fn run(context: &Context, command: &VmCommand) -> Result<u8, Failure> {
@@ -52,5 +55,6 @@ pub(crate) async fn run(context: &Context, command: &VmCommand) -> Result<u8, Fa
         VmCommand::Cp(args) => cp::run(context, args).await,
         VmCommand::Shell(args) => shell::run(context, args).await,
         VmCommand::PortForward(args) => port_forward::run(context, args).await,
+        VmCommand::Watch(args) => watch::run(context, args).await,
     }
 }

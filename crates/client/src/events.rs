@@ -7,8 +7,9 @@ use crate::connection::{self, Ask};
 use bytes::BytesMut;
 use enisle_api::{Event, EventFilter, routes};
 use http::Method;
+use serde::de::DeserializeOwned;
 
-/// Longest line, in bytes: an event has some hundred, with a reason of a KiB.
+/// Longest line, in bytes: an event has some hundred, with a reason of a KiB; two paths of a guest's have more.
 const MAX_LINE: usize = 64 * 1024;
 
 impl Client {
@@ -39,17 +40,13 @@ impl Client {
         let ask = Ask { method: &Method::GET, path: &path };
         let response = bounded(ask, READ_LIMIT, connection::request(&self.endpoint, ask, None)).await?;
         let body = LogStream::new(ask, response);
-        Ok(EventStream { request: ask.to_string(), body, buffer: BytesMut::new() })
+        Ok(EventStream(JsonLines::new(ask.to_string(), body)))
     }
 }
 
 /// Events as they come. Dropping it closes the connection.
 #[derive(Debug)]
-pub struct EventStream {
-    request: String,
-    body: LogStream,
-    buffer: BytesMut,
-}
+pub struct EventStream(JsonLines);
 
 impl EventStream {
     /// The next event, `None` at the end. Cancel-safe.
@@ -57,6 +54,25 @@ impl EventStream {
     /// # Errors
     /// [`Error::Http`] when the connection breaks, [`Error::Protocol`] for what is no event.
     pub async fn next(&mut self) -> Result<Option<Event>, Error> {
+        self.0.next().await
+    }
+}
+
+/// A body of JSON objects, one a line.
+#[derive(Debug)]
+pub(crate) struct JsonLines {
+    request: String,
+    body: LogStream,
+    buffer: BytesMut,
+}
+
+impl JsonLines {
+    pub(crate) fn new(request: String, body: LogStream) -> Self {
+        Self { request, body, buffer: BytesMut::new() }
+    }
+
+    /// The next object, `None` at the end. Cancel-safe.
+    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end + 1);
@@ -68,7 +84,7 @@ impl EventStream {
             match self.body.chunk().await? {
                 Some(chunk) => self.buffer.extend_from_slice(&chunk),
                 None if self.buffer.is_empty() => return Ok(None),
-                None => return Err(self.protocol("it ends in the middle of an event".to_owned())),
+                None => return Err(self.protocol("it ends in the middle of a line".to_owned())),
             }
         }
     }

@@ -39,6 +39,7 @@ mod remote;
 mod session;
 mod tokens;
 mod trust;
+mod watch;
 
 pub use client::{Client, LogStream};
 pub use endpoint::{DEFAULT_PORT, DEFAULT_SOCKET, Endpoint, ParseEndpointError};
@@ -51,3 +52,4 @@ pub use output::Output;
 pub use remote::{NoToken, Secret};
 pub use session::{Controller, ExitStatus, Stdin};
 pub use trust::{ParsePinError, Pin, SYSTEM_ROOTS, Trust};
+pub use watch::WatchStream;

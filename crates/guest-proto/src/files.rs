@@ -1,8 +1,8 @@
 //! Files of the guest: looked at, listed, made and removed.
 //!
 //! Owns: the types of one operation. [`FileOp::Stat`] and [`FileOp::List`] answer with one [`FileInfo`] as JSON
-//! a line on [`crate::Kind::Stdout`], so that a directory of any size fits; the others only end. Refuses: contents,
-//! which are archives' and raw files'.
+//! a line on [`crate::Kind::Stdout`], so that a directory of any size fits; [`FileOp::Watch`] tells
+//! [`crate::WatchLine`]s; the others only end. Refuses: contents, which are archives' and raw files'.
 //!
 //! These came after the first agents of this version of the protocol: one that does not know them closes the session.
 
@@ -34,6 +34,13 @@ pub enum FileOp {
         /// The path.
         path: String,
         /// A directory with everything in it; else only an empty one.
+        recursive: bool,
+    },
+    /// Tell what changes at `path`, as [`crate::WatchLine`]s, until the daemon closes the session or it is gone.
+    Watch {
+        /// The path; a symbolic link at its end is followed, none below it is.
+        path: String,
+        /// In the directories below it too, at most [`crate::MAX_WATCHED`] with it; one file system.
         recursive: bool,
     },
 }

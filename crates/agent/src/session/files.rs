@@ -7,6 +7,7 @@ use super::archive::{absolute, start};
 use super::exec::non_blocking;
 use super::failure::{failure, from_io};
 use super::pump::Streams;
+use super::watch;
 use enisle_guest_proto::{Failure, FailureCode, FileInfo, FileKind, FileOp};
 use std::ffi::OsStr;
 use std::fs::{self, Metadata, ReadDir};
@@ -43,15 +44,16 @@ pub(super) fn begin(op: FileOp) -> Result<Running, Failure> {
             }
             alone(move || remove(&path, &found, recursive).map_err(|e| about(&path, &e)))
         }
+        FileOp::Watch { path, recursive } => watch::begin(&path, recursive),
     }
 }
 
-fn about(path: &Path, error: &io::Error) -> Failure {
+pub(super) fn about(path: &Path, error: &io::Error) -> Failure {
     from_io(&path.display().to_string(), error)
 }
 
 /// A worker that writes to standard output.
-fn with_output(
+pub(super) fn with_output(
     task: impl FnOnce(&mut BufWriter<PipeWriter>) -> Result<(), Failure> + Send + 'static,
 ) -> Result<Running, Failure> {
     let begin = || -> io::Result<Running> {

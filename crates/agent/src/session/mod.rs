@@ -14,6 +14,7 @@ mod files;
 mod probe;
 mod process;
 mod pump;
+mod watch;
 
 use connection::{Connection, ConnectionError};
 use enisle_guest_proto::{Control, Failure, FailureCode, Open, Probe, Reply, Request, VERSION};

@@ -247,6 +247,16 @@ impl<'a> Operation<'a> {
         self
     }
 
+    /// JSON objects, one a line.
+    pub(super) fn json_lines<T: JsonSchema>(mut self) -> Self {
+        let schema = self.document.schema::<T>();
+        let content = json!({
+            "application/jsonl": { "schema": { "type": "string", "description": "One JSON object a line." }, "x-item": schema },
+        });
+        self.respond(200, "One after the other, as they come.", &content, json!({}));
+        self
+    }
+
     /// An answer that is no JSON of ours.
     pub(super) fn bytes(mut self, kind: &str, description: &str) -> Self {
         self.respond(200, description, &json!({ kind: {} }), json!({}));

@@ -25,6 +25,7 @@ mod tls;
 mod tokens;
 mod verify;
 mod vms;
+mod watch;
 
 pub(crate) use server::{ListenError, Listener};
 pub(crate) use tcp::{BindError, Bound, Entrances};
@@ -113,6 +114,7 @@ fn table() -> Vec<(&'static str, Methods)> {
         (routes::VM_STAT, get(Write, files::stat)),
         (routes::VM_LIST, get(Write, files::list)),
         (routes::VM_MAKE_DIR, post(Write, files::make_dir)),
+        (routes::VM_WATCH, get(Write, watch::watch)),
         (routes::VM_ARCHIVE, get(Write, guest::read_archive).put(Write, guest::write_archive)),
         (routes::VM_STREAM, get(Write, streams::open)),
     ]

@@ -171,3 +171,32 @@ async fn files_are_described_listed_made_and_removed() {
         assert!(got == status && detail.contains(said), "{path}: {got} {detail}");
     }
 }
+
+#[tokio::test]
+async fn files_are_watched_until_they_are_gone_or_the_client_is() {
+    let mut api = api_with_vm().await;
+    assert_eq!(api.bench.told().await, "you are agents-1");
+    let watch = "/v1/vms/agents-1/files/watch";
+    let (status, kind, body) = api.ask("GET", &format!("{watch}?path=/a&recursive=true"), "").await;
+    assert_eq!((status, kind.as_str()), (200, "application/jsonl"));
+    let told = r#"{"type":"watching"}"#.to_owned()
+        + "\n"
+        + r#"{"type":"moved","from":"a","to":"b","directory":true}"#;
+    assert_eq!(String::from_utf8(body).unwrap(), told + "\n");
+    assert_eq!(api.bench.told().await, r#"Watch { path: "/a", recursive: true }"#);
+    for (path, status, said) in [
+        ("?path=/missing", 404, "refuses"),
+        ("?path=/too-many", 400, "at most 4096 directories"),
+        ("?path=/lies", 502, "first line"),
+        ("?path=/old", 502, "closed the connection"),
+        ("", 400, "path"),
+        ("?path=/x&follow=true", 400, "follow"),
+    ] {
+        let (got, detail, _) = api.problem("GET", &format!("{watch}{path}"), "").await;
+        assert!(got == status && detail.contains(said), "{path}: {got} {detail}");
+    }
+    let request = format!("GET {watch}?path=/stays HTTP/1.1\r\nhost: x\r\n\r\n");
+    hang_up(&api, &request, "moved").await;
+    let last = async { while api.bench.told().await != "watches no more" {} };
+    timeout(SOON, last).await.unwrap();
+}

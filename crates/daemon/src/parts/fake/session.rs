@@ -161,7 +161,8 @@ async fn files(line: &mut Line, op: FileOp, tell: impl Fn(String)) {
     let (FileOp::Stat { path }
     | FileOp::List { path }
     | FileOp::MakeDir { path, .. }
-    | FileOp::Remove { path, .. }) = &op;
+    | FileOp::Remove { path, .. }
+    | FileOp::Watch { path, .. }) = &op;
     match path.as_str() {
         "/missing" => return line.refuse(FailureCode::NotFound).await,
         // As an agent that does not know the request.
@@ -177,12 +178,27 @@ async fn files(line: &mut Line, op: FileOp, tell: impl Fn(String)) {
         FileOp::List { path } if path == "/endless" => "x".repeat(1 << 20),
         FileOp::List { .. } => text(&["b".to_owned(), "a".to_owned()]),
         FileOp::MakeDir { .. } | FileOp::Remove { .. } => String::new(),
+        FileOp::Watch { path, .. } if path == "/too-many" => {
+            let message = "at most 4096 directories".to_owned();
+            return line.say(&Control::Failed(Failure { code: FailureCode::Invalid, message })).await;
+        }
+        FileOp::Watch { path, .. } if path == "/lies" => "{\"watch\":\"dropped\"}\n".to_owned(),
+        FileOp::Watch { .. } => WATCHED.to_owned(),
     };
     tell(format!("{op:?}"));
-    if line.put(Kind::Stdout, answer.as_bytes()).await {
+    let there = line.put(Kind::Stdout, answer.as_bytes()).await;
+    if matches!(&op, FileOp::Watch { path, .. } if path == "/stays") {
+        while line.hear().await.is_some() {}
+        tell("watches no more".to_owned());
+    } else if there {
         line.exit(0).await;
     }
 }
+
+/// What the fake's files do.
+const WATCHED: &str = "{\"watch\":\"watching\"}
+{\"watch\":\"moved\",\"from\":\"a\",\"to\":\"b\",\"lossy\":false,\"directory\":true}
+";
 
 /// A process by its name; `None` when the daemon has hung up before its end.
 async fn process(line: &mut Line, exec: &enisle_guest_proto::Exec) -> Option<()> {
