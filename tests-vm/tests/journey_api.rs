@@ -109,7 +109,7 @@ fn files_are_watched(site: &Site, daemon: &Daemon<'_>) {
     };
     let at = |verb: &str, path: &str| format!("{VM}/files{verb}?path={path}");
     assert_eq!(http(site, "GET", &at("/watch", "w"), b"").0, 404);
-    daemon.sh("agents-1", "mkdir -p /root/w/below");
+    assert_eq!(daemon.sh("agents-1", "mkdir -p /root/w/below"), "");
     assert_eq!(descriptors(), 0);
     let mut answer =
         BufReader::new(send(site, "GET", &format!("{}&recursive=true", at("/watch", "/root/w")), b""));
@@ -121,7 +121,13 @@ fn files_are_watched(site: &Site, daemon: &Daemon<'_>) {
     let mut told = answer.lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
     assert_eq!(told.next().unwrap(), json!({"type": "watching"}));
     assert_eq!(descriptors(), 2, "a directory and the one in it");
-    daemon.sh("agents-1", "cd /root/w; echo 1 > below/a; mv below/a b; rm b; mkdir -p new/deep; mv new old");
+    assert_eq!(
+        daemon.sh(
+            "agents-1",
+            "cd /root/w; echo 1 > below/a; mv below/a b; rm b; mkdir -p new/deep; mv new old"
+        ),
+        ""
+    );
     for (kind, path) in [("created", "below/a"), ("modified", "below/a")] {
         assert_eq!(told.next().unwrap(), json!({"type": kind, "path": path, "directory": false}));
     }
@@ -132,7 +138,7 @@ fn files_are_watched(site: &Site, daemon: &Daemon<'_>) {
     assert_eq!(told.next().unwrap(), json!({"type": "removed", "path": "b", "directory": false}));
     assert_eq!(told.next().unwrap(), json!({"type": "created", "path": "new", "directory": true}));
     while told.next().unwrap() != json!({"type": "moved", "from": "new", "to": "old", "directory": true}) {}
-    daemon.sh("agents-1", "echo 1 > /root/w/old/deep/file");
+    assert_eq!(daemon.sh("agents-1", "echo 1 > /root/w/old/deep/file"), "");
     while told.next().unwrap() != json!({"type": "modified", "path": "old/deep/file", "directory": false}) {}
     drop(told);
     let begun = Instant::now();
@@ -147,7 +153,7 @@ fn files_are_watched(site: &Site, daemon: &Daemon<'_>) {
         .unwrap();
     let mut lines = BufReader::new(command.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert_eq!(lines.next().unwrap(), "watching");
-    daemon.sh("agents-1", "rm -r /root/w");
+    assert_eq!(daemon.sh("agents-1", "rm -r /root/w"), "");
     let mut rest: Vec<String> = lines.collect();
     rest.sort();
     assert_eq!(rest, ["removed below/", "removed old/"]);

@@ -8,7 +8,8 @@ mod document;
 use crate::stream::{FromDaemon, Open, ToDaemon};
 use crate::{
     Code, CreateToken, CreateVm, CreatedToken, Event, FileInfo, FileList, Group, Health, Policy,
-    PolicyChange, PolicyLists, RunExec, RunOutcome, Token, Verified, Verify, Version, Vm, WatchEvent, Why, routes,
+    PolicyChange, PolicyLists, RunExec, RunOutcome, Token, Verified, Verify, Version, Vm, WatchEvent, Why,
+    routes,
 };
 use document::{Document, Param};
 use serde_json::{Value, json};
@@ -17,6 +18,17 @@ const PATH: Param = Param::required_query("path", "Path in the guest, absolute o
 const DRY_RUN: Param = Param::query("dry_run", "boolean", "Only say what would change.");
 const IF_MATCH: Param =
     Param::header("If-Match", "The `ETag` of what was read: refuse when somebody changed it since.");
+
+/// What may become of a request to a guest.
+const GUEST: [Code; 7] = [
+    Code::InvalidRequest,
+    Code::NotFound,
+    Code::WrongState,
+    Code::TooLarge,
+    Code::Exhausted,
+    Code::GuestFailed,
+    Code::Timeout,
+];
 
 /// The document.
 #[must_use]
@@ -28,6 +40,7 @@ pub fn document() -> Value {
     policies(&mut document);
     streams(&mut document);
     guests(&mut document);
+    trees(&mut document);
     document.finish()
 }
 
@@ -203,20 +216,11 @@ fn streams(document: &mut Document) {
 }
 
 fn guests(document: &mut Document) {
-    let codes = [
-        Code::InvalidRequest,
-        Code::NotFound,
-        Code::WrongState,
-        Code::TooLarge,
-        Code::Exhausted,
-        Code::GuestFailed,
-        Code::Timeout,
-    ];
     document
         .post(routes::VM_EXEC, "exec", "Run a process to its end and answer with what it wrote.")
         .body::<RunExec>()
         .json::<RunOutcome>(200)
-        .end(&codes);
+        .end(&GUEST);
     document
         .get(
             routes::VM_FILES,
@@ -226,7 +230,7 @@ fn guests(document: &mut Document) {
         .write()
         .param(PATH)
         .bytes("application/octet-stream", "The file.")
-        .end(&codes);
+        .end(&GUEST);
     document
         .put(
             routes::VM_FILES,
@@ -236,7 +240,7 @@ fn guests(document: &mut Document) {
         .param(PATH)
         .bytes_body("application/octet-stream", "The file's content, of any length.")
         .nothing()
-        .end(&codes);
+        .end(&GUEST);
     document
         .delete(routes::VM_FILES, "removeFile", "Remove a file, a link itself, or a directory.")
         .param(PATH)
@@ -246,19 +250,22 @@ fn guests(document: &mut Document) {
             "A directory with everything in it; else only an empty one.",
         ))
         .nothing()
-        .end(&codes);
+        .end(&GUEST);
+}
+
+fn trees(document: &mut Document) {
     document
         .get(routes::VM_STAT, "statFile", "What is at a path; a symbolic link itself.")
         .write()
         .param(PATH)
         .json::<FileInfo>(200)
-        .end(&codes);
+        .end(&GUEST);
     document
         .get(routes::VM_LIST, "listFiles", "What is in a directory, by name.")
         .write()
         .param(PATH)
         .json::<FileList>(200)
-        .end(&codes);
+        .end(&GUEST);
     document
         .post(routes::VM_MAKE_DIR, "makeDirectory", "Make a directory.")
         .param(PATH)
@@ -268,17 +275,14 @@ fn guests(document: &mut Document) {
             "The missing ones above it too; one that is there is fine.",
         ))
         .nothing()
-        .end(&codes);
-    archives(document, &codes);
-}
-
-fn archives(document: &mut Document, codes: &[Code]) {
+        .end(&GUEST);
     document
         .get(
             routes::VM_WATCH,
             "watchFiles",
             "What changes at a path, until it is gone or the client hangs up.",
         )
+        .write()
         .param(PATH)
         .param(Param::query(
             "recursive",
@@ -286,13 +290,13 @@ fn archives(document: &mut Document, codes: &[Code]) {
             "In the directories below it too, at most 4096; no link is followed.",
         ))
         .json_lines::<WatchEvent>()
-        .end(&codes);
+        .end(&GUEST);
     document
         .get(routes::VM_ARCHIVE, "readArchive", "A file or directory as a tar stream.")
         .write()
         .param(PATH)
         .bytes("application/x-tar", "The archive; its root is the last component of the path.")
-        .end(codes);
+        .end(&GUEST);
     document
         .put(
             routes::VM_ARCHIVE,
@@ -302,7 +306,7 @@ fn archives(document: &mut Document, codes: &[Code]) {
         .param(PATH)
         .bytes_body("application/x-tar", "The archive, of any length.")
         .nothing()
-        .end(codes);
+        .end(&GUEST);
 }
 
 #[cfg(test)]
