@@ -169,6 +169,7 @@ class Stream:
         self.credit = self.CREDIT
         self.received = {2: bytearray(), 3: bytearray()}
         self.ended = set()
+        self.dropped = 0
         template = "/v1/vms/{name}/stream"
         daemon.driven.add(("GET", template))
         self.framing = daemon.document["paths"][template]["get"]["x-websocket"]
@@ -217,6 +218,8 @@ class Stream:
             assert message["stream"] == 1 and self.credit <= self.CREDIT
         elif message["type"] == "eof":
             self.ended.add(message["stream"])
+        elif message["type"] == "dropped":
+            self.dropped += message["bytes"]
         elif message["type"] in ("exit", "failed"):
             self.last = message
             self.socket.close()

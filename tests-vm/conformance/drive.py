@@ -249,6 +249,42 @@ def broken_framing(daemon):
     daemon.refused("invalid_request", "GET", ONE + "/stream", name=VM)
 
 
+def background(daemon):
+    every, one = ONE + "/processes", ONE + "/processes/{id}"
+    script = "echo out; echo err >&2; read line || sleep 601"
+    process = daemon.request("POST", every, {"argv": ["sh", "-c", script], "cwd": "/tmp"}, name=VM).json()
+    assert process["state"] == "running" and process["cwd"] == "/tmp" and process["pid"] > 1, process
+    place = {"name": VM, "id": str(process["id"])}
+    assert [one["id"] for one in daemon.request("GET", every, name=VM).json()] == [process["id"]]
+    deadline = time.monotonic() + 60
+    while daemon.request("GET", one, **place).json()["output_bytes"] < 8:
+        assert time.monotonic() < deadline, "it writes nothing"
+    output = daemon.request("GET", one + "/output", **place).json()
+    assert (output["stdout"]["data"], output["stderr"]["data"]) == ("out\n", "err\n"), output
+    assert (output["next"], output["dropped"], output["running"]) == (8, 0, True), output
+    daemon.refused("invalid_request", "GET", one + "/output", query=[("since", "9")], **place)
+    daemon.refused("timeout", "GET", one + "/wait", query=[("timeout_ms", "100")], **place)
+    attached = daemon.open(VM, {"op": "attach", "id": process["id"], "since": 4})
+    daemon.refused("invalid_request", "POST", one + "/signal", {"signal": 65}, **place)
+    daemon.request("POST", one + "/signal", {"signal": 15}, **place)
+    ended = daemon.request("GET", one + "/wait", **place).json()
+    assert (ended["state"], ended["exit_code"], ended["signal"]) == ("killed", 143, 15), ended
+    last = attached.finish()
+    assert last == {"type": "exit", "code": 143, "signal": 15, "timed_out": False}, last
+    assert len(attached.received[2]) + len(attached.received[3]) == 4, attached.received
+    daemon.refused("wrong_state", "POST", one + "/signal", {"signal": 15}, **place)
+    assert daemon.request("DELETE", one, **place).status == 204
+    daemon.refused("not_found", "GET", one, **place)
+    flood = daemon.request("POST", every, {"argv": ["head", "-c", "1000000", "/dev/zero"]}, name=VM).json()
+    place["id"] = str(flood["id"])
+    daemon.request("GET", one + "/wait", **place)
+    attached = daemon.open(VM, {"op": "attach", "id": flood["id"]})
+    assert attached.finish()["code"] == 0
+    assert attached.dropped == 1000000 - 262144 and len(attached.received[2]) == 262144, attached.dropped
+    daemon.request("DELETE", one, **place)
+    daemon.refused("not_found", "POST", every, {"argv": ["no-such-program"]}, name=VM)
+
+
 def leaves_nothing(daemon):
     """However it ended, no process of this program is left in the guest."""
     count = {"argv": ["sh", "-c", "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c '[s]leep 600' || true"]}
@@ -264,7 +300,9 @@ def main():
     name = life_of_a_vm(daemon)
     what_happened(daemon, name)
     policies(daemon)
-    for drive in (buffered_exec, files, watched_files, console, streamed_exec, shell, streamed_copies, forwards, broken_framing):
+    for drive in (
+        buffered_exec, files, watched_files, console, streamed_exec, shell, streamed_copies, forwards, broken_framing, background,
+    ):
         drive(daemon)
         print(f"{drive.__name__}: as documented", flush=True)
     leaves_nothing(daemon)

@@ -4,6 +4,7 @@
 //! router against it, and `docs/openapi.json` is this document. Refuses: describing types, which describe themselves.
 
 mod document;
+mod processes;
 
 use crate::stream::{FromDaemon, Open, ToDaemon};
 use crate::{
@@ -41,6 +42,7 @@ pub fn document() -> Value {
     streams(&mut document);
     guests(&mut document);
     trees(&mut document);
+    processes::describe(&mut document);
     document.finish()
 }
 
@@ -209,7 +211,11 @@ fn streams(document: &mut Document) {
         "framing": "docs/streams.md",
     });
     document
-        .get(routes::VM_STREAM, "openStream", "Exec, shell, copy or forward over a WebSocket (RFC 6455).")
+        .get(
+            routes::VM_STREAM,
+            "openStream",
+            "Exec, shell, copy, forward or attach over a WebSocket (RFC 6455).",
+        )
         .write()
         .upgrade(messages)
         .end(&[Code::InvalidRequest, Code::NotFound, Code::WrongState, Code::Exhausted]);

@@ -49,6 +49,16 @@ pub const VM_LIST: &str = "/v1/vms/{name}/files/list";
 pub const VM_MAKE_DIR: &str = "/v1/vms/{name}/files/mkdir";
 /// `GET ?path=PATH&recursive=BOOL` → each [`crate::WatchEvent`] as a line of JSON, until the path is gone.
 pub const VM_WATCH: &str = "/v1/vms/{name}/files/watch";
+/// `GET` → list of [`crate::Process`]; `POST` [`crate::StartProcess`] → 201 [`crate::Process`].
+pub const VM_PROCESSES: &str = "/v1/vms/{name}/processes";
+/// `GET` → [`crate::Process`]; `DELETE` → 204.
+pub const VM_PROCESS: &str = "/v1/vms/{name}/processes/{id}";
+/// `GET ?since=BYTES` → [`crate::ProcessOutput`].
+pub const VM_PROCESS_OUTPUT: &str = "/v1/vms/{name}/processes/{id}/output";
+/// `POST` [`crate::ProcessSignal`] → 204.
+pub const VM_PROCESS_SIGNAL: &str = "/v1/vms/{name}/processes/{id}/signal";
+/// `GET ?timeout_ms=MS` → [`crate::Process`], once it has ended.
+pub const VM_PROCESS_WAIT: &str = "/v1/vms/{name}/processes/{id}/wait";
 /// `GET ?path=PATH` → a file or directory in the guest as a tar stream; `PUT ?path=PATH`, a tar stream → 204.
 pub const VM_ARCHIVE: &str = "/v1/vms/{name}/archive";
 /// WebSocket; see [`crate::stream`]. The first message is an [`crate::stream::Open`].
@@ -129,6 +139,36 @@ pub fn vm_watch(name: &str, path: &str, recursive: bool) -> String {
 #[must_use]
 pub fn vm_remove(name: &str, path: &str, recursive: bool) -> String {
     format!("/v1/vms/{}/files?path={}&recursive={recursive}", encode(name), encode(path))
+}
+
+/// The path of one VM's background processes.
+#[must_use]
+pub fn vm_processes(name: &str) -> String {
+    format!("/v1/vms/{}/processes", encode(name))
+}
+
+/// The path of one background process.
+#[must_use]
+pub fn vm_process(name: &str, id: u32) -> String {
+    format!("/v1/vms/{}/processes/{id}", encode(name))
+}
+
+/// The path of one background process's output from byte `since` on.
+#[must_use]
+pub fn vm_process_output(name: &str, id: u32, since: u64) -> String {
+    format!("/v1/vms/{}/processes/{id}/output?since={since}", encode(name))
+}
+
+/// The path of signalling one background process.
+#[must_use]
+pub fn vm_process_signal(name: &str, id: u32) -> String {
+    format!("/v1/vms/{}/processes/{id}/signal", encode(name))
+}
+
+/// The path of waiting for the end of one background process.
+#[must_use]
+pub fn vm_process_wait(name: &str, id: u32, timeout_ms: u64) -> String {
+    format!("/v1/vms/{}/processes/{id}/wait?timeout_ms={timeout_ms}", encode(name))
 }
 
 /// The path of one VM's stream endpoint.

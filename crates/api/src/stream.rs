@@ -55,6 +55,14 @@ pub enum Open {
         /// 1 to 65535.
         port: u16,
     },
+    /// The output of a background process as it comes, until it ends. The client's end leaves it running.
+    Attach {
+        /// Its number.
+        id: u32,
+        /// Only what it wrote after so many bytes, of both its streams together.
+        #[serde(default)]
+        since: u64,
+    },
     /// Connect to a unix stream socket in the guest.
     ConnectUnix {
         /// Absolute path.
@@ -146,6 +154,11 @@ pub enum FromDaemon {
     Eof {
         /// 2 or 3.
         stream: u8,
+    },
+    /// Of `attach`: so many bytes were overwritten before they could be sent; what follows comes after them.
+    Dropped {
+        /// Bytes of both streams together.
+        bytes: u64,
     },
     /// The end.
     Exit {

@@ -204,7 +204,7 @@ pub enum Parsed {
 
 /// Reads a command line, the program's name first. Help and usage errors are printed here.
 ///
-/// A usage error of `vm exec` and `vm shell` ends with 125, so that no exit code of a process is
+/// A usage error of `vm exec`, `vm shell`, `vm attach` and `vm wait` ends with 125, so that no exit code of a process is
 /// mistaken for it; of any other command with 2.
 #[must_use]
 pub fn parse(words: Vec<OsString>) -> Parsed {
@@ -257,7 +257,7 @@ fn look_at(words: &[OsString]) -> (bool, bool) {
     let own: Vec<&str> =
         words.iter().skip(1).map_while(|word| word.to_str().filter(|word| *word != "--")).collect();
     let verbs: Vec<&str> = own.iter().copied().filter(|word| !word.starts_with('-')).collect();
-    let exec = verbs.windows(2).any(|pair| matches!(pair, ["vm", "exec" | "shell"]));
+    let exec = verbs.windows(2).any(|pair| matches!(pair, ["vm", "exec" | "shell" | "attach" | "wait"]));
     (own.contains(&"--json"), exec)
 }
 

@@ -1,5 +1,6 @@
 //! `enisle vm`: one file a verb.
 
+mod attach;
 mod cp;
 mod delete;
 mod exec;
@@ -7,6 +8,7 @@ mod list;
 mod logs;
 mod new;
 mod port_forward;
+mod processes;
 mod shell;
 mod watch;
 
@@ -35,6 +37,16 @@ pub(crate) enum VmCommand {
     Logs(logs::LogsArgs),
     /// Run a command in a microVM.
     Exec(exec::ExecArgs),
+    /// List the background processes of a microVM.
+    Ps(processes::PsArgs),
+    /// Show the output of a background process until it ends.
+    Attach(attach::AttachArgs),
+    /// Send a signal to a background process.
+    Kill(processes::KillArgs),
+    /// Wait for the end of a background process.
+    Wait(processes::WaitArgs),
+    /// Kill background processes that run, and forget them with their output.
+    Forget(processes::ForgetArgs),
     /// Copy files and directories to, from and between microVMs.
     Cp(cp::CpArgs),
     /// Open a shell in a microVM.
@@ -52,6 +64,11 @@ pub(crate) async fn run(context: &Context, command: &VmCommand) -> Result<u8, Fa
         VmCommand::Delete(args) => delete::run(context, args).await,
         VmCommand::Logs(args) => logs::run(context, args).await,
         VmCommand::Exec(args) => exec::run(context, args).await,
+        VmCommand::Ps(args) => processes::ps(context, args).await,
+        VmCommand::Attach(args) => attach::run(context, args).await,
+        VmCommand::Kill(args) => processes::kill(context, args).await,
+        VmCommand::Wait(args) => processes::wait(context, args).await,
+        VmCommand::Forget(args) => processes::forget(context, args).await,
         VmCommand::Cp(args) => cp::run(context, args).await,
         VmCommand::Shell(args) => shell::run(context, args).await,
         VmCommand::PortForward(args) => port_forward::run(context, args).await,

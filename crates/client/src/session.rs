@@ -14,6 +14,8 @@ use enisle_api::stream::{FromDaemon, MAX_DATA, Open, STDERR, STDIN, STDOUT, ToDa
 use enisle_api::{Code, Problem, routes};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::sync::Semaphore;
@@ -80,10 +82,16 @@ pub(crate) struct Running {
     pub(crate) vm: String,
     pub(crate) pid: Option<u32>,
     pub(crate) controller: Controller,
+    dropped: Arc<AtomicU64>,
     task: AbortOnDropHandle<Result<ExitStatus, Error>>,
 }
 
 impl Running {
+    /// Bytes the guest says it could not send any more.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Acquire)
+    }
+
     /// Waits for the end. Dropping the future closes the connection.
     pub(crate) async fn wait(self) -> Result<ExitStatus, Error> {
         match self.task.await {
@@ -116,14 +124,16 @@ impl Session {
         let (stdout_in, stdout) = output::channel(STDOUT, &messages);
         let (stderr_in, stderr) = output::channel(STDERR, &messages);
         let (sink, source) = socket.split();
+        let dropped = Arc::default();
         let pump = Pump {
             vm: vm.to_owned(),
+            dropped: Arc::clone(&dropped),
             stdout: stdout_in,
             stderr: stderr_in,
             credit: Semaphore::new(WINDOW as usize),
         };
         let task = AbortOnDropHandle::new(tokio::spawn(pump.run(source, sink, control, to_guest)));
-        let running = Running { vm: vm.to_owned(), pid, controller: Controller { messages }, task };
+        let running = Running { vm: vm.to_owned(), pid, controller: Controller { messages }, dropped, task };
         Self { stdin, stdout, stderr, running }
     }
 }
@@ -171,6 +181,7 @@ struct Pump {
     stderr: Inlet,
     /// Bytes that may be sent to the guest.
     credit: Semaphore,
+    dropped: Arc<AtomicU64>,
 }
 
 impl Pump {
@@ -181,9 +192,9 @@ impl Pump {
         control: UnboundedReceiver<ToDaemon>,
         stdin: DuplexStream,
     ) -> Result<ExitStatus, Error> {
-        let Self { vm, mut stdout, mut stderr, credit } = self;
+        let Self { vm, mut stdout, mut stderr, credit, dropped } = self;
         let result = tokio::select! {
-            result = receive(source, &vm, &credit, [&mut stdout, &mut stderr]) => result,
+            result = receive(source, &vm, (&credit, &dropped), [&mut stdout, &mut stderr]) => result,
             never = transmit(sink, control, stdin, &credit) => match never {},
         };
         if let Err(error) = &result {
@@ -197,7 +208,7 @@ impl Pump {
 async fn receive(
     mut source: SplitStream<Socket>,
     vm: &str,
-    credit: &Semaphore,
+    (credit, dropped): (&Semaphore, &AtomicU64),
     [stdout, stderr]: [&mut Inlet; 2],
 ) -> Result<ExitStatus, Error> {
     while let Some(message) = source.next().await {
@@ -214,6 +225,10 @@ async fn receive(
             FromDaemon::Window { stream: STDIN, bytes } => accept_credit(vm, credit, bytes)?,
             FromDaemon::Eof { stream: STDOUT } => stdout.end(),
             FromDaemon::Eof { stream: STDERR } => stderr.end(),
+            FromDaemon::Dropped { bytes } => {
+                let total = dropped.load(Ordering::Acquire).saturating_add(bytes);
+                dropped.store(total, Ordering::Release);
+            }
             FromDaemon::Exit { code, signal, timed_out } => {
                 return Ok(ExitStatus { code, signal, timed_out });
             }

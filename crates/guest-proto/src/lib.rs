@@ -29,12 +29,14 @@ pub mod files;
 pub mod frame;
 pub mod message;
 pub mod probe;
+pub mod processes;
 pub mod watch;
 
 pub use files::*;
 pub use frame::{Decoder, Frame, FrameError, Kind, MAX_FRAME, MAX_PAYLOAD, encode, encode_control};
 pub use message::*;
 pub use probe::*;
+pub use processes::*;
 pub use watch::*;
 
 /// Version of this protocol; both sides must have the same.

@@ -140,6 +140,8 @@ pub enum Request {
     Connect(Target),
     /// Look at, list, make or remove files.
     Files(crate::FileOp),
+    /// Start, list, read, signal, wait for or remove background processes.
+    Process(crate::ProcessOp),
     /// Send a batch of probes and say what became of each.
     Probe(crate::Probe),
 }
@@ -236,6 +238,10 @@ pub enum FailureCode {
     NoSpace,
     /// A connection was refused or could not be made.
     Unreachable,
+    /// There are as many as there may be.
+    Exhausted,
+    /// The process has ended.
+    Ended,
     /// Anything else.
     Failed,
 }
@@ -267,6 +273,12 @@ pub enum Control {
     Signal {
         /// Signal number, 1 to 64.
         signal: u8,
+    },
+    /// So many bytes of a process's output that were asked for were overwritten before they could be sent. Agent to
+    /// daemon, before what follows them.
+    Dropped {
+        /// Bytes of both streams together.
+        bytes: u64,
     },
     /// The operation ended; the last message of a session. Agent to daemon.
     Exit {

@@ -30,11 +30,7 @@ const TTY_GROUP: u32 = 5;
 
 /// Starts the process. `root` is where passwd(5) is, `/` in a guest.
 pub(super) fn begin(request: &Exec, root: &Path) -> Result<Running, Failure> {
-    let user = find_user(request.user.as_deref(), root)?;
-    let environment = environment_of(request, &user)?;
-    let cwd = working_directory(request, &user)?;
-    let mut command = command_of(request, &user, &environment, &cwd)?;
-    command.env_clear().envs(&environment);
+    let Prepared { mut command, user, cwd } = prepare(request, root)?;
     let whole = |e: io::Error| from_io("prepare the process", &e);
     let (streams, terminal) = match &request.tty {
         None => (with_pipes(&mut command).map_err(whole)?, None),
@@ -43,20 +39,75 @@ pub(super) fn begin(request: &Exec, root: &Path) -> Result<Running, Failure> {
             (streams, Some(terminal))
         }
     };
+    let pid = spawn(command, user, &cwd, terminal.is_some())?;
+    let process =
+        Process::adopt(pid, deadline(request), terminal).map_err(|e| from_io("watch the process", &e))?;
+    Ok(Running { pid: Some(pid), streams, job: Box::new(process) })
+}
+
+/// A process of nobody's session, its outputs non-blocking and its input `/dev/null`.
+pub(super) struct Detached {
+    pub(super) process: Process,
+    pub(super) pid: u32,
+    pub(super) user: String,
+    pub(super) cwd: PathBuf,
+    pub(super) outputs: [OwnedFd; 2],
+}
+
+/// Starts a process that no session holds.
+pub(super) fn detach(request: &Exec, root: &Path) -> Result<Detached, Failure> {
+    if request.tty.is_some() || request.argv.is_empty() {
+        let why = "a background process has a program and no terminal".to_owned();
+        return Err(failure(FailureCode::Invalid, why));
+    }
+    let Prepared { mut command, user, cwd } = prepare(request, root)?;
+    let mut with_outputs = || -> io::Result<[OwnedFd; 2]> {
+        let (stdout, stdout_write) = io::pipe()?;
+        let (stderr, stderr_write) = io::pipe()?;
+        command.stdin(Stdio::null()).stdout(stdout_write).stderr(stderr_write);
+        Ok([non_blocking(stdout.into())?, non_blocking(stderr.into())?])
+    };
+    let outputs = with_outputs().map_err(|e| from_io("prepare the process", &e))?;
+    let name = user.name.clone();
+    let pid = spawn(command, user, &cwd, false)?;
+    let process =
+        Process::adopt(pid, deadline(request), None).map_err(|e| from_io("watch the process", &e))?;
+    Ok(Detached { process, pid, user: name, cwd, outputs })
+}
+
+/// What is known of a process before it has its streams.
+struct Prepared {
+    command: Command,
+    user: User,
+    cwd: PathBuf,
+}
+
+fn prepare(request: &Exec, root: &Path) -> Result<Prepared, Failure> {
+    let user = find_user(request.user.as_deref(), root)?;
+    let environment = environment_of(request, &user)?;
+    let cwd = working_directory(request, &user)?;
+    let mut command = command_of(request, &user, &environment, &cwd)?;
+    command.env_clear().envs(&environment);
+    Ok(Prepared { command, user, cwd })
+}
+
+/// Starts it; the command goes, and with it our copies of the child's ends.
+fn spawn(mut command: Command, user: User, cwd: &Path, terminal: bool) -> Result<u32, Failure> {
     let who = Become {
         uid: user.uid,
         gid: user.gid,
         groups: user.groups,
         cwd: text(cwd.as_os_str().as_encoded_bytes().to_vec(), "working directory")?,
-        terminal: terminal.is_some(),
+        terminal,
         change_user: rustix::process::geteuid().is_root(),
     };
     sys::start_as(&mut command, who);
     let child = command.spawn().map_err(|e| spawn_failure(&command, &e))?;
-    let deadline = request.timeout_ms.and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
-    let process =
-        Process::adopt(child.id(), deadline, terminal).map_err(|e| from_io("watch the process", &e))?;
-    Ok(Running { pid: Some(child.id()), streams, job: Box::new(process) })
+    Ok(child.id())
+}
+
+fn deadline(request: &Exec) -> Option<Instant> {
+    request.timeout_ms.and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)))
 }
 
 fn find_user(wanted: Option<&str>, root: &Path) -> Result<User, Failure> {

@@ -9,6 +9,7 @@ use super::failure::{failure, from_io};
 use super::pump::Streams;
 use super::watch;
 use enisle_guest_proto::{Failure, FailureCode, FileInfo, FileKind, FileOp};
+use serde::Serialize;
 use std::ffi::OsStr;
 use std::fs::{self, Metadata, ReadDir};
 use std::io::{self, BufWriter, PipeWriter, Write};
@@ -70,7 +71,7 @@ pub(super) fn with_output(
 }
 
 /// A worker that only ends.
-fn alone(task: impl FnOnce() -> Result<(), Failure> + Send + 'static) -> Result<Running, Failure> {
+pub(super) fn alone(task: impl FnOnce() -> Result<(), Failure> + Send + 'static) -> Result<Running, Failure> {
     let worker = start(Arc::default(), task).map_err(|e| from_io("start the worker", &e))?;
     let streams = Streams { input: None, stdout: None, stderr: None };
     Ok(Running { pid: None, streams, job: Box::new(worker) })
@@ -89,7 +90,7 @@ fn list(out: &mut BufWriter<PipeWriter>, entries: ReadDir, path: &Path) -> Resul
     Ok(())
 }
 
-fn write_line(out: &mut impl Write, info: &FileInfo) -> io::Result<()> {
+pub(super) fn write_line(out: &mut impl Write, info: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *out, info)?;
     out.write_all(b"\n")
 }

@@ -5,15 +5,18 @@
 //! the server has judged that.
 
 mod archive;
+mod background;
 mod connect;
 mod connection;
 pub mod environment;
 mod exec;
 mod failure;
 mod files;
+mod kept;
 mod probe;
 mod process;
 mod pump;
+mod ring;
 mod watch;
 
 use connection::{Connection, ConnectionError};
@@ -91,6 +94,7 @@ fn begin(request: Request) -> Result<Running, Failure> {
         Request::ArchiveIn { path, raw } => archive::begin_in(&path, raw),
         Request::Connect(target) => connect::begin(&target),
         Request::Files(op) => files::begin(op),
+        Request::Process(op) => background::begin(op),
         // Answered before: it has no streams.
         Request::Probe(_) => Err(failure(FailureCode::Invalid, "a probe has no streams".to_owned())),
     }

@@ -31,12 +31,12 @@ impl Process {
     }
 
     /// Signals the process group. Nobody there is no failure: it has just ended.
-    fn signal(&self, signal: i32) {
+    pub(super) fn signal(&self, signal: i32) {
         let _ = sys::kill(-self.pid, signal);
     }
 
     /// Kills every process of the session, also those in groups a shell made for its jobs.
-    fn kill_session(&self) {
+    pub(super) fn kill_session(&self) {
         self.signal(libc::SIGKILL);
         for pid in processes_of_session(self.pid) {
             // It may have ended since.
@@ -45,7 +45,7 @@ impl Process {
     }
 
     /// Waits for the end, which has come or was just ordered, and reaps.
-    fn reap(&self) -> Control {
+    pub(super) fn reap(&self) -> Control {
         let timed_out = self.timed_out;
         loop {
             match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {

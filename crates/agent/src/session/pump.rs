@@ -39,6 +39,10 @@ pub(super) trait Job {
     fn expire(&mut self) {}
     /// A signal or a new terminal size from the daemon.
     fn control(&mut self, _message: &Control) {}
+    /// What is to be said before the outputs are read any further.
+    fn notice(&mut self) -> Option<Control> {
+        None
+    }
     /// All input was delivered and its end too.
     fn input_complete(&mut self) {}
     /// The last message, once the operation has ended and its outputs are drained. `broken` is
@@ -165,6 +169,7 @@ impl Pump {
             }
             self.end_input();
             self.return_credit()?;
+            self.say_notice()?;
             for (index, ready) in found.outputs.into_iter().enumerate() {
                 let mut left = if ready { BURST } else { 0 };
                 while left > 0 && self.forward(index)? {
@@ -176,11 +181,19 @@ impl Pump {
             }
             self.keep_time()?;
         }
+        self.say_notice()?;
         let last = self.job.finish(self.broken.take());
         for kind in [Kind::Stdout, Kind::Stderr] {
             self.close_output(kind)?;
         }
         Ok(self.connection.queue(&last)?)
+    }
+
+    fn say_notice(&mut self) -> Result<(), ConnectionError> {
+        match self.job.notice() {
+            Some(notice) => Ok(self.connection.queue(&notice)?),
+            None => Ok(()),
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -251,7 +264,7 @@ impl Pump {
                     self.job.control(message);
                 }
             }
-            Control::Exit { .. } | Control::Failed(_) => {
+            Control::Dropped { .. } | Control::Exit { .. } | Control::Failed(_) => {
                 return Err(ConnectionError::Protocol("an agent's message"));
             }
         }

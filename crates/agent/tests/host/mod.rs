@@ -28,6 +28,8 @@ pub(crate) struct Session {
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
     pub(crate) eof: [bool; 2],
+    /// Output that was lost, as the guest tells.
+    pub(crate) dropped: u64,
     pub(crate) last: Option<Control>,
 }
 
@@ -43,6 +45,7 @@ impl Session {
             stdout: Vec::new(),
             stderr: Vec::new(),
             eof: [false; 2],
+            dropped: 0,
             last: None,
         }
     }
@@ -133,6 +136,7 @@ impl Session {
                     assert!(self.credit <= WINDOW, "more credit came back than was used");
                 }
                 Control::Eof { stream } => self.eof[usize::from(stream) - 2] = true,
+                Control::Dropped { bytes } => self.dropped += bytes,
                 last @ (Control::Exit { .. } | Control::Failed(_)) => self.last = Some(last),
                 other => panic!("{other:?} is the daemon's to send"),
             },

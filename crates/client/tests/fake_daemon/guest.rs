@@ -39,6 +39,7 @@ pub(crate) async fn open(open: &Open, shared: &Shared) -> Result<Operation, Fail
             Err((GuestFailure::NoSpace, format!("cannot write {path}: no space left on device")))
         }
         Open::ArchiveIn { path, raw } => archive_in(&inside(shared, path), *raw).await,
+        Open::Attach { id, .. } => Err((GuestFailure::NotFound, format!("there is no process {id}"))),
         Open::ConnectTcp { host, port } => {
             Ok(connection(TcpStream::connect((host.as_str(), *port)).await.map_err(unreachable)?))
         }

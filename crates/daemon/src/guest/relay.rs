@@ -286,6 +286,7 @@ fn translate_control(control: Control, shared: &Shared) -> Result<(Message, bool
             (FromDaemon::Eof { stream }, false)
         }
         Control::Exit { code, signal, timed_out } => (FromDaemon::Exit { code, signal, timed_out }, true),
+        Control::Dropped { bytes } => (FromDaemon::Dropped { bytes }, false),
         Control::Failed(failure) => (guest_failed(&failure), true),
         Control::Window { stream, .. } => return Err(format!("credit for stream {stream}")),
         Control::Resize { .. } | Control::Signal { .. } => return Err("a message of the daemon's".to_owned()),

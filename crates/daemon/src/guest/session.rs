@@ -98,6 +98,7 @@ pub(crate) fn request(open: api::Open) -> Request {
         api::Open::ArchiveOut { path, raw } => Request::ArchiveOut { path, raw },
         api::Open::ArchiveIn { path, raw } => Request::ArchiveIn { path, raw },
         api::Open::ConnectTcp { host, port } => Request::Connect(proto::Target::Tcp { host, port }),
+        api::Open::Attach { id, since } => Request::Process(proto::ProcessOp::Attach { id, since }),
         api::Open::ConnectUnix { path } => Request::Connect(proto::Target::Unix { path }),
     }
 }
@@ -110,6 +111,9 @@ pub(crate) fn failure_class(code: proto::FailureCode) -> api::GuestFailure {
         proto::FailureCode::Denied => api::GuestFailure::Denied,
         proto::FailureCode::NoSpace => api::GuestFailure::NoSpace,
         proto::FailureCode::Unreachable => api::GuestFailure::Unreachable,
-        proto::FailureCode::Version | proto::FailureCode::Failed => api::GuestFailure::Failed,
+        proto::FailureCode::Version
+        | proto::FailureCode::Exhausted
+        | proto::FailureCode::Ended
+        | proto::FailureCode::Failed => api::GuestFailure::Failed,
     }
 }

@@ -121,7 +121,7 @@ pub(super) async fn exec(
     }
 }
 
-fn invalid(pointer: &str, detail: &str) -> Problem {
+pub(super) fn invalid(pointer: &str, detail: &str) -> Problem {
     Problem::new(Code::InvalidRequest, detail).pointer(pointer)
 }
 
@@ -139,19 +139,19 @@ fn stdin(run: &RunExec) -> Result<Bytes, ApiError> {
 
 /// The beginning of an output, and how much there was.
 #[derive(Default)]
-struct Capture {
+pub(super) struct Capture {
     kept: Vec<u8>,
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 impl Capture {
-    fn take(&mut self, bytes: &[u8]) {
+    pub(super) fn take(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         let room = MAX_CAPTURED - self.kept.len();
         self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
 
-    fn finish(mut self) -> Captured {
+    pub(super) fn finish(mut self) -> Captured {
         let truncated = self.bytes > self.kept.len() as u64;
         if truncated
             && let Err(error) = std::str::from_utf8(&self.kept)

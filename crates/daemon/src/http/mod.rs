@@ -16,6 +16,7 @@ mod logs;
 mod metrics;
 mod policy;
 mod problem;
+mod processes;
 mod server;
 mod streams;
 mod tcp;
@@ -115,6 +116,11 @@ fn table() -> Vec<(&'static str, Methods)> {
         (routes::VM_LIST, get(Write, files::list)),
         (routes::VM_MAKE_DIR, post(Write, files::make_dir)),
         (routes::VM_WATCH, get(Write, watch::watch)),
+        (routes::VM_PROCESSES, get(Write, processes::list).post(Write, processes::start)),
+        (routes::VM_PROCESS, get(Write, processes::show).delete(Write, processes::remove)),
+        (routes::VM_PROCESS_OUTPUT, get(Write, processes::output)),
+        (routes::VM_PROCESS_SIGNAL, post(Write, processes::signal)),
+        (routes::VM_PROCESS_WAIT, get(Write, processes::wait)),
         (routes::VM_ARCHIVE, get(Write, guest::read_archive).put(Write, guest::write_archive)),
         (routes::VM_STREAM, get(Write, streams::open)),
     ]

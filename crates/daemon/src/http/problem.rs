@@ -164,6 +164,8 @@ fn guest_code(code: FailureCode) -> Code {
     match code {
         FailureCode::NotFound => Code::NotFound,
         FailureCode::Invalid => Code::InvalidRequest,
+        FailureCode::Exhausted => Code::Exhausted,
+        FailureCode::Ended => Code::WrongState,
         _ => Code::GuestFailed,
     }
 }

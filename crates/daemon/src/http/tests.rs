@@ -4,6 +4,7 @@ mod access;
 mod description;
 mod guest;
 mod leftover;
+mod processes;
 
 use super::*;
 use crate::fault::FaultPlan;

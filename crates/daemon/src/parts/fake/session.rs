@@ -2,8 +2,8 @@
 //! who holds the other end must.
 
 use enisle_guest_proto::{
-    Control, Decoder, Failure, FailureCode, FileInfo, FileKind, FileOp, Frame, Kind, Open, Reply, Request,
-    WINDOW, encode, encode_control,
+    Control, Decoder, Failure, FailureCode, FileInfo, FileKind, FileOp, Frame, Kind, Open, ProcessInfo,
+    ProcessOp, ProcessState, Reply, Request, WINDOW, encode, encode_control,
 };
 use serde::Serialize;
 use std::time::Duration;
@@ -139,7 +139,52 @@ pub(super) async fn serve(socket: UnixStream, told: UnboundedSender<String>) {
             line.exit(0).await;
         }
         Request::Files(op) => files(&mut line, op, tell).await,
+        Request::Process(op) => processes(&mut line, op, tell).await,
         Request::Connect(_) | Request::Probe(_) => line.refuse(FailureCode::Invalid).await,
+    }
+}
+
+/// Process 1 is honest, 2 another than was asked for, 3 runs on, 4 has ended, and others are not there.
+async fn processes(line: &mut Line, op: ProcessOp, tell: impl Fn(String)) {
+    let info = |id, state| {
+        let info = ProcessInfo {
+            id,
+            pid: 70,
+            argv: vec!["sleep".into()],
+            cwd: "/".into(),
+            user: "root".into(),
+            started_ms: 5,
+            state,
+            written: 20,
+            dropped: 4,
+        };
+        format!("{}\n", serde_json::to_string(&info).unwrap())
+    };
+    let ended = ProcessState::Ended { code: 143, signal: Some(15), timed_out: false };
+    let answer = match &op {
+        ProcessOp::Start(exec) if exec.argv[0] == "full" => return line.refuse(FailureCode::Exhausted).await,
+        ProcessOp::Signal { id: 4, .. } => return line.refuse(FailureCode::Ended).await,
+        ProcessOp::Start(_) => info(1, ProcessState::Running {}),
+        ProcessOp::List {} => info(1, ended) + &info(3, ProcessState::Running {}),
+        ProcessOp::Show { id: 2 } => info(9, ended),
+        ProcessOp::Wait { id: 3, .. } => info(3, ProcessState::Running {}),
+        ProcessOp::Show { id: 1 } | ProcessOp::Wait { id: 1, .. } => info(1, ended),
+        ProcessOp::Output { id: 1, .. } => "{\"dropped\":4,\"running\":false}\nwords".to_owned(),
+        ProcessOp::Output { id: 2, .. } => {
+            "{\"dropped\":0,\"running\":true}\n".to_owned() + &"x".repeat(enisle_guest_proto::RING + 1)
+        }
+        ProcessOp::Signal { id: 1, .. } | ProcessOp::Remove { id: 1 } => String::new(),
+        _ => return line.refuse(FailureCode::NotFound).await,
+    };
+    line.say(&Reply::Opened { pid: None }).await;
+    match &op {
+        ProcessOp::Start(exec) => tell(format!("started {}", exec.argv.join(" "))),
+        ProcessOp::Signal { id, signal } => tell(format!("signal {signal} to process {id}")),
+        ProcessOp::Remove { id } => tell(format!("removed process {id}")),
+        _ => {}
+    }
+    if line.put(Kind::Stdout, answer.as_bytes()).await {
+        line.exit(0).await;
     }
 }
 
