@@ -5,7 +5,8 @@ mod host;
 
 use enisle_agent::session;
 use enisle_guest_proto::{
-    Control, FailureCode, MAX_PROCESSES, OutputHead, ProcessInfo, ProcessOp, ProcessState, RING, Request,
+    Control, FailureCode, Kind, MAX_PROCESSES, OutputHead, ProcessInfo, ProcessOp, ProcessState, RING,
+    Request, WINDOW,
 };
 use host::{Session, exec};
 use std::os::unix::net::UnixStream;
@@ -56,6 +57,7 @@ const fn ended(code: i32, signal: Option<u8>) -> ProcessState {
 fn processes_outlive_their_sessions_and_are_bounded() {
     streams_are_kept_apart_and_read_again();
     a_ring_that_overflows_counts_exactly_and_holds_nobody_up();
+    a_slow_reader_holds_nobody_up_and_is_told_what_it_missed();
     signals_waits_and_time_outs();
     an_attached_session_that_breaks_leaves_the_process();
     no_more_than_there_may_be();
@@ -92,6 +94,26 @@ fn a_ring_that_overflows_counts_exactly_and_holds_nobody_up() {
     assert!(stdout.ends_with(b"\0end"));
     let (stdout, _, _, told) = ask(ProcessOp::Attach { id, since: 0 }).unwrap();
     assert_eq!((told, stdout.len()), (dropped, RING));
+    assert!(ask(ProcessOp::Remove { id }).is_ok());
+}
+
+fn a_slow_reader_holds_nobody_up_and_is_told_what_it_missed() {
+    let script = "trap 'go=1' USR1; echo up; until [ $go ]; do sleep 0.05; done; head -c 1000000 /dev/zero; printf end";
+    let id = start(script).id;
+    let mut session = open(ProcessOp::Attach { id, since: 0 }).unwrap();
+    session.give_back = false;
+    session.wait_for("up");
+    assert!(ask(ProcessOp::Signal { id, signal: 10 }).is_ok());
+    assert_eq!(wait(id), ended(0, None), "it does not wait for who is attached");
+    while session.stdout.len() < WINDOW as usize {
+        session.step();
+    }
+    assert_eq!(session.stdout.len(), WINDOW as usize, "no more than it has credit for");
+    session.give_back = true;
+    session.send(&Control::Window { stream: Kind::Stdout as u8, bytes: WINDOW });
+    assert_eq!(session.finish(), Control::Exit { code: 0, signal: None, timed_out: false });
+    assert!(session.dropped > 500_000 && session.stdout.ends_with(b"end"), "{} lost", session.dropped);
+    assert_eq!(session.stdout.len() as u64 + session.dropped, 1_000_006);
     assert!(ask(ProcessOp::Remove { id }).is_ok());
 }
 
