@@ -254,13 +254,7 @@ async fn up(config: Config, options: &UpOptions, wishes: Wishes) -> Result<ExitC
     };
     let network = open_network(&config, &scope, &found).await?;
     let (events, metrics) = (Arc::new(Events::new(store.run())), Arc::new(Metrics::new()));
-    let threads = watch::follow(Arc::clone(&network))
-        .and_then(|()| departures::keep(Arc::clone(&network)))
-        .and_then(|()| refusals::keep(Arc::clone(&network), Arc::clone(&events)));
-    if let Err(error) = threads {
-        let closed = blocking("removing the network", move || network.close()).await?;
-        return Err(closed.map_or_else(BootError::Network, |()| BootError::Watch(error)));
-    }
+    start_threads(&network, &events).await?;
     let version = version(&scope, &*vmm);
     tracing::info!(scope, hypervisor = version.hypervisor, api = %config.api.display(), "up");
     faults.announce();
@@ -308,6 +302,17 @@ async fn up(config: Config, options: &UpOptions, wishes: Wishes) -> Result<ExitC
         shutdown::wait_and_leave(up).await;
     }
     Ok(shutdown::wait_and_stop(up).await)
+}
+
+/// Starts what follows the kernel; takes the network away again where that fails.
+async fn start_threads(network: &Arc<Network>, events: &Arc<Events>) -> Result<(), BootError> {
+    let threads = watch::follow(Arc::clone(network))
+        .and_then(|()| departures::keep(Arc::clone(network)))
+        .and_then(|()| refusals::keep(Arc::clone(network), Arc::clone(events)));
+    let Err(error) = threads else { return Ok(()) };
+    let network = Arc::clone(network);
+    let closed = blocking("removing the network", move || network.close()).await?;
+    Err(closed.map_or_else(BootError::Network, |()| BootError::Watch(error)))
 }
 
 async fn bind_ssh(config: &Config) -> Result<Option<ssh::Listener>, ssh::SshError> {
