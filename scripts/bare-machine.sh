@@ -7,7 +7,7 @@ TEST_PACKAGES=(bc bpftool iproute2 iptables iputils-ping nftables openssh-client
     # What firewalld and NetworkManager need; not they, whose installation starts them: see need_unpacked.
     dbus-daemon gir1.2-glib-2.0 python3-dbus python3-gi python3-nftables
     # The client that is written from the documents alone: tests-vm/conformance.
-    python3-websocket)
+    python3-websocket python3-venv)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 die() {
@@ -149,6 +149,18 @@ need_unpacked_network_manager() { need_unpacked network-manager sbin/NetworkMana
 need_unpacked_promtool() {
     need_unpacked prometheus bin/promtool prometheus || return
     as_user rm -rf target/tools/prometheus/usr/bin/prometheus target/tools/prometheus/usr/share
+}
+
+# What makes up malformed requests from the OpenAPI document, with everything it needs, at fixed versions.
+need_schemathesis() {
+    local root=target/tools/schemathesis
+    [ ! -x "$root/bin/schemathesis" ] || return 0
+    say "installing schemathesis below target/"
+    as_user rm -rf "$root" "$root.new"
+    # Made under its own name: a virtual environment cannot be moved. Its mark comes last.
+    as_user /usr/bin/python3 -m venv "$root" || return
+    as_user "$root/bin/pip" install --quiet --disable-pip-version-check --requirement tests-vm/conformance/requirements.txt ||
+        { as_user rm -rf "$root" && return 1; }
 }
 
 # Packages, and the libraries that they need and the machine has not, in target/tools/NAME, where the
