@@ -81,6 +81,24 @@ def what_happened(daemon, name):
     daemon.refused("invalid_request", "GET", template, query=[("since", "yesterday")])
 
 
+def counters(daemon):
+    text = daemon.request("GET", "/metrics").body.decode()
+    assert 'enisle_vms{group="agents",state="running"} 1' in text, text[:2000]
+    assert "\n# TYPE enisle_api_request_seconds histogram\n" in text
+
+
+def tokens(daemon):
+    made = daemon.request("POST", "/v1/tokens", {"scopes": ["group:agents:ro"], "name": "conformance", "expires_in_ms": 60_000}).json()
+    token = made
+    assert token["scopes"] == ["group:agents:ro"] and made["secret"].startswith(f"enisle_{token['id']}_"), token
+    listed = daemon.request("GET", "/v1/tokens").json()
+    assert [one["name"] for one in listed if one["id"] == token["id"]] == ["conformance"]
+    assert made["secret"] not in daemon.request("GET", "/v1/tokens").body.decode()
+    assert daemon.request("DELETE", "/v1/tokens/{id}", id=token["id"]).status == 204
+    daemon.refused("not_found", "DELETE", "/v1/tokens/{id}", id=token["id"])
+    daemon.refused("invalid_request", "POST", "/v1/tokens", {"scopes": []})
+
+
 def policies(daemon):
     vm, group = ONE + "/policy", "/v1/groups/{name}/policy"
     both = ((vm, VM), (group, "agents"))
@@ -299,6 +317,8 @@ def main():
     problems(daemon)
     name = life_of_a_vm(daemon)
     what_happened(daemon, name)
+    counters(daemon)
+    tokens(daemon)
     policies(daemon)
     for drive in (
         buffered_exec, files, watched_files, console, streamed_exec, shell, streamed_copies, forwards, broken_framing, background,
