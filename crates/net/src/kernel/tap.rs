@@ -32,6 +32,9 @@ const IFF_TAP: u16 = 0x0002;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 const IFNAMSIZ: usize = 16;
+const SIOCETHTOOL: Opcode = libc::SIOCETHTOOL as Opcode;
+/// `ETHTOOL_GLINK` of `linux/ethtool.h`.
+const ETHTOOL_GLINK: u32 = 0x0a;
 
 /// `struct ifreq`, as TUNSETIFF reads it.
 #[repr(C)]
@@ -99,6 +102,34 @@ pub(super) fn hardware_address(device: &File) -> io::Result<[u8; 6]> {
     unsafe { ioctl(device.as_fd(), get) }?;
     // A `struct sockaddr`: its family, in the place of the flags, then the address.
     request.rest.first_chunk().copied().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// `struct ethtool_value` and the `struct ifreq` that leads to it.
+#[repr(C)]
+struct LinkRequest<'a> {
+    name: [u8; IFNAMSIZ],
+    value: &'a mut [u32; 2],
+    rest: [u8; 16],
+}
+
+/// Has the tap's transmit queue in use, now that somebody holds its other end; in the calling thread's namespace.
+///
+/// The kernel notes a carrier that came and puts the queue to use from a work queue later (`linkwatch_do_dev`); a frame
+/// sent before that is dropped. It catches up before it says whether there is a link (`ethtool_op_get_link`).
+#[expect(unsafe_code, reason = "an ioctl")]
+pub(super) fn settle(name: &str) -> io::Result<()> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    let mut value = [ETHTOOL_GLINK, 0];
+    let mut request = LinkRequest { name: [0; IFNAMSIZ], value: &mut value, rest: [0; 16] };
+    for (to, from) in request.name[..IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    // SAFETY: SIOCETHTOOL reads a `struct ifreq`, 40 bytes on 64-bit, and through its pointer, after 16 bytes, reads and
+    // writes the two numbers of a `struct ethtool_value`; both live on.
+    let ask = unsafe { Updater::<SIOCETHTOOL, LinkRequest<'_>>::new(&mut request) };
+    // SAFETY: as above.
+    unsafe { ioctl(&socket, ask) }?;
+    if value[1] == 0 { Err(io::Error::from_raw_os_error(libc::ENOLINK)) } else { Ok(()) }
 }
 
 /// Binds `device` to the tap `name`, which is made where it does not exist.

@@ -38,6 +38,7 @@ pub(super) fn retake(spec: &TapSpec) -> Answer<(Interior, fs::File)> {
         let changed = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
         return Err(KernelError::new(format!("the hardware address of {} was changed", spec.name), changed));
     }
+    tap::settle(spec.name).map_err(failed("putting a tap's queue to use"))?;
     Ok((interior, queue))
 }
 
