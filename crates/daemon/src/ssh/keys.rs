@@ -156,6 +156,25 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_key_that_left_the_file_opens_nothing_any_more() {
+        let keys = keys();
+        let who = |seed| {
+            let key = private(seed, "");
+            keys.caller(key.public_key(), &key.algorithm())
+        };
+        assert!(who(1).is_some() && who(2).is_some());
+        let line = private(2, "bob@home").public_key().to_openssh().unwrap();
+        let text = format!(
+            "config:\n  ssh: {{}}\n  host_groups:\n\
+             \x20   - {{name: agents, ssh_keys: ['{line}'], network: {{mode: isolated, range: 10.0.0.0/24}}}}\n"
+        );
+        keys.renew(&parse("test.yaml", &text, &AnyHost).unwrap());
+        assert!(who(1).is_none());
+        let bob = who(2).unwrap();
+        assert!(bob.opens("agents") && !bob.opens("others"));
+    }
+
+    #[test]
     fn the_daemons_keys_open_everything_and_a_groups_that_group() {
         let keys = keys();
         let who = |seed| {
