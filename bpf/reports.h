@@ -7,7 +7,7 @@
  * Refuses: keeping order, and waiting for whoever reads: when the ring is full, a packet is counted as not told.
  */
 
-/* Of one slot: so many at once, and so many a second after that. Shared with crates/net/src/reports.rs. */
+/* Of one slot: so many at once, and so many a second after that. */
 #define REPORTS_PER_SECOND 8
 #define REPORT_EVERY (SECOND / REPORTS_PER_SECOND)
 /* Room for the bursts of a thousand slots at once. */

@@ -8,6 +8,7 @@ Needs nothing but Python: the API is HTTP on a unix socket (docs/api.md). REPOSI
 is at ENISLE_API, or unix:/run/enisle/api.sock.
 """
 
+import base64
 import http.client
 import io
 import json
@@ -52,13 +53,22 @@ def ask(method, route, body=None, **query):
 def session(vm, repository, command, result):
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.add(repository, arcname="repository")
+        archive.add(os.path.realpath(repository), arcname="repository")
     ask("PUT", f"{vm}/archive", packed.getvalue(), path=PLACE)
     run = {"argv": ["sh", "-c", command], "cwd": PLACE, "timeout_ms": 600_000}
     outcome = json.loads(ask("POST", f"{vm}/exec", run))
-    sys.stdout.write(outcome["stdout"]["data"])
-    sys.stderr.write(outcome["stderr"]["data"])
-    pathlib.Path(pathlib.Path(result).name).write_bytes(ask("GET", f"{vm}/files", path=f"{PLACE}/{result}"))
+    for stream, said in ((sys.stdout, outcome["stdout"]), (sys.stderr, outcome["stderr"])):
+        data = said["data"].encode() if said["encoding"] == "utf8" else base64.b64decode(said["data"])
+        stream.buffer.write(data)
+    try:
+        data = ask("GET", f"{vm}/files", path=f"{PLACE}/{result}")
+    except SystemExit as error:
+        # A command that failed may have made no result; how it ended is what counts then.
+        if outcome["exit_code"] == 0:
+            raise
+        print(error, file=sys.stderr)
+    else:
+        pathlib.Path(pathlib.Path(result).name).write_bytes(data)
     return outcome["exit_code"]
 
 

@@ -12,6 +12,7 @@ use enisle_client::api::stream::Exec;
 use enisle_client::{Client, Endpoint, ExitStatus};
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use tokio::fs::File;
 use tokio::io::{AsyncWriteExt, copy, stderr, stdout};
@@ -21,10 +22,11 @@ const PLACE: &str = "/root/repository";
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [repository, command, result] = arguments.as_slice() else {
-        return Err("usage: agent_session REPOSITORY COMMAND RESULT".into());
-    };
+    let usage = "usage: agent_session REPOSITORY COMMAND RESULT";
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let [repository, command, result] = arguments.as_slice() else { return Err(usage.into()) };
+    // A directory of this machine may have any name; what goes to the sandbox is text.
+    let (Some(command), Some(result)) = (command.to_str(), result.to_str()) else { return Err(usage.into()) };
     let endpoint = match std::env::var("ENISLE_API") {
         Ok(written) => written.parse()?,
         Err(_) => Endpoint::default(),
@@ -48,23 +50,28 @@ async fn main() -> Result<(), Box<dyn Error>> {
         outcome = session => outcome,
         _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
     };
-    client.delete_vm(&vm.name).await?;
+    let deleted = client.delete_vm(&vm.name).await;
     let status = outcome?;
-    eprintln!("the command ended with {}", status.code);
+    deleted?;
     std::process::exit(status.code);
 }
 
 async fn session(
     client: &Client,
     vm: &str,
-    repository: &str,
+    repository: &OsStr,
     command: &str,
     result: &str,
 ) -> Result<ExitStatus, Box<dyn Error>> {
     copy_in(client, vm, Path::new(repository)).await?;
     let status = run(client, vm, command).await?;
+    eprintln!("the command ended with {}", status.code);
     let name = Path::new(result).file_name().ok_or("RESULT names no file")?;
-    copy_out(client, vm, &format!("{PLACE}/{result}"), Path::new(name)).await?;
+    match copy_out(client, vm, &format!("{PLACE}/{result}"), Path::new(name)).await {
+        // A command that failed may have made no result; how it ended is what counts then.
+        Err(error) if status.code != 0 => eprintln!("no result: {error}"),
+        done => done?,
+    }
     Ok(status)
 }
 
@@ -109,6 +116,7 @@ async fn run(client: &Client, vm: &str, command: &str) -> Result<ExitStatus, Box
 }
 
 async fn copy_out(client: &Client, vm: &str, from: &str, to: &Path) -> Result<(), Box<dyn Error>> {
+    // Before the file is made: where there is no result, there shall be no empty one.
     let mut data = client.archive_out(vm, from, true).await?;
     let mut file = File::create(to).await?;
     copy(&mut data, &mut file).await?;

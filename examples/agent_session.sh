@@ -11,9 +11,13 @@ place=/root/repository
 
 vm=$(enisle vm new --wait --timeout 4m --ttl 1h --label example=agent-session)
 trap 'enisle vm delete "$vm" >/dev/null' EXIT
+# dash, which is sh here and there, ends by a signal without what stands above.
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 
-enisle vm cp "$1" "$vm:$place"
+enisle vm cp -- "$(realpath -- "$1")" "$vm:$place"
 status=0
-enisle vm exec "$vm" -- sh -c "cd $place && $2" || status=$?
-enisle vm cp "$vm:$place/$3" .
+enisle vm exec --cwd "$place" "$vm" -- sh -c "$2" || status=$?
+# A command that failed may have made no result; how it ended is what counts then.
+enisle vm cp -- "$vm:$place/$3" . || [ "$status" -ne 0 ] || status=1
 exit "$status"

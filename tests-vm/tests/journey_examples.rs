@@ -1,6 +1,6 @@
 //! The programs in `examples/` do what they say: the same session in Rust, in Python and by the command line.
 
-use enisle_tests_vm::{Site, ok, program};
+use enisle_tests_vm::{Site, program};
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,14 +24,19 @@ fn repository(site: &Site) -> PathBuf {
     directory
 }
 
+/// Runs an example in a directory.
+fn run(site: &Site, example: &mut Command, command: &str, place: &Path) -> Output {
+    let path = format!("{}:/usr/bin:/bin", program("enisle").parent().unwrap().display());
+    example.arg(site.dir().join("repository")).args([command, "report.txt"]).current_dir(place);
+    example.env("ENISLE_API", format!("unix:{}", site.api().display())).env("PATH", path);
+    example.output().unwrap()
+}
+
 /// Runs an example in a directory of its own, where it leaves the report.
 fn session(site: &Site, name: &str, mut example: Command) -> (Output, String) {
     let place = site.dir().join(name);
     fs::create_dir(&place).unwrap();
-    let path = format!("{}:/usr/bin:/bin", program("enisle").parent().unwrap().display());
-    example.arg(site.dir().join("repository")).args([COMMAND, "report.txt"]).current_dir(&place);
-    example.env("ENISLE_API", format!("unix:{}", site.api().display())).env("PATH", path);
-    let output = example.output().unwrap();
+    let output = run(site, &mut example, COMMAND, &place);
     let report = fs::read_to_string(place.join("report.txt"))
         .unwrap_or_else(|e| panic!("{name}: no report ({e}): {}", String::from_utf8_lossy(&output.stderr)));
     (output, report)
@@ -62,6 +67,10 @@ fn an_agents_session_in_three_languages() {
         assert!(report.contains("test_good") && report.contains("FAILED (failures=1)"), "{name}: {report}");
         assert_eq!(daemon.json(&["vm", "list"]), json!([]), "{name}: the sandbox is gone");
     }
-    ok(&daemon.run(&["vm", "list"]));
+    // A command that fails before there is a result: its code, and no sandbox is left.
+    let (name, mut failing) = ("shell, failing", Command::new(examples.join("agent_session.sh")));
+    let output = run(&site, &mut failing, "exit 9", &site.dir().join("repository"));
+    assert_eq!(output.status.code(), Some(9), "{name}: {output:?}");
+    assert_eq!(daemon.json(&["vm", "list"]), json!([]), "{name}: the sandbox is gone");
     assert!(daemon.stop().success());
 }

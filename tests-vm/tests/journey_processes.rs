@@ -123,6 +123,12 @@ fn a_full_ring_is_counted_exactly(site: &Site, daemon: &Daemon<'_>) {
 
 fn are_signalled_and_waited_for_in_time(site: &Site, daemon: &Daemon<'_>) {
     let id = start(daemon, "trap 'echo hup' HUP; echo up; while :; do sleep 0.2; done");
+    let begun = Instant::now();
+    // The trap stands by then.
+    while ps(daemon, &id)["output_bytes"] != 3 {
+        assert!(begun.elapsed() < PATIENCE, "{}", ps(daemon, &id));
+        std::thread::sleep(Duration::from_millis(100));
+    }
     let (status, problem) = http(site, "GET", &format!("/{id}/wait?timeout_ms=300"), "");
     assert_eq!((status, &problem["code"]), (504, &json!("timeout")));
     let late = daemon.run(&["vm", "wait", VM, &id, "--timeout", "1s"]);

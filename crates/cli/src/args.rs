@@ -43,7 +43,10 @@ impl Cli {
     /// Whether its exit code is that of a process in a guest.
     pub(crate) fn runs_a_process(&self) -> bool {
         match &self.command {
-            Command::Vm(args) => matches!(args.command, VmCommand::Exec(_) | VmCommand::Shell(_)),
+            Command::Vm(args) => matches!(
+                args.command,
+                VmCommand::Exec(_) | VmCommand::Shell(_) | VmCommand::Attach(_) | VmCommand::Wait(_)
+            ),
             _ => false,
         }
     }

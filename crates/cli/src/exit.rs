@@ -39,12 +39,12 @@ Exit codes:
   1    failed; the message says why
   2    wrong usage
   3    the daemon cannot be reached, or does not take the token
-  4    no such VM, group or file
+  4    no such VM, group, file or background process
   5    the state does not allow it (name taken, VM not running, range full)
   124  timed out
-  vm exec and vm shell pass on the exit code of the process (128+N after signal N), and
-  124 after --timeout, 125 when Enisle itself failed, 126 when the program cannot be
-  executed, 127 when it was not found";
+  vm exec, shell, attach and wait pass on the exit code of the process (128+N after
+  signal N), and 124 after --timeout, 125 when Enisle itself failed; vm exec and shell
+  126 when the program cannot be executed, 127 when it was not found";
 
 /// The exit code for an error of a command that runs no process.
 pub(crate) fn of_error(error: &Error) -> ExitCode {

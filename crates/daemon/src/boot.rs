@@ -88,6 +88,9 @@ pub(crate) enum BootError {
     /// The kernel's notifications.
     #[error("cannot follow the host's network")]
     Watch(#[source] io::Error),
+    /// The thread that tells of refused packets.
+    #[error("cannot tell of refused packets")]
+    Refusals(#[source] io::Error),
     /// The thread that makes slots ahead of time.
     #[error("cannot keep slots ready; `warm_slots: 0` does without")]
     Warm(#[source] io::Error),
@@ -254,7 +257,7 @@ async fn up(config: Config, options: &UpOptions, wishes: Wishes) -> Result<ExitC
     };
     let network = open_network(&config, &scope, &found).await?;
     let (events, metrics) = (Arc::new(Events::new(store.run())), Arc::new(Metrics::new()));
-    start_threads(&network, &events).await?;
+    start_threads(&network).await?;
     let version = version(&scope, &*vmm);
     tracing::info!(scope, hypervisor = version.hypervisor, api = %config.api.display(), "up");
     faults.announce();
@@ -272,10 +275,13 @@ async fn up(config: Config, options: &UpOptions, wishes: Wishes) -> Result<ExitC
         survivors: Mutex::new(living.into_iter().collect()),
     });
     let queue = Queue::new(config.start_at_once.map_or_else(at_once, |n| n as usize), queue::this_host);
-    let workshop = Workshop { parts, store: Arc::clone(&store), faults, queue, events, metrics };
+    let workshop =
+        Workshop { parts, store: Arc::clone(&store), faults, queue, events: Arc::clone(&events), metrics };
     let groups = Groups::new(groups);
     let registry = Arc::new(Registry::new(workshop, Arc::clone(&groups), dirs.clone(), wishes.stop.clone()));
     adopt(&registry, rows).await;
+    // What was refused of those that live has a name from here on.
+    refusals::keep(Arc::clone(&network), events).map_err(BootError::Refusals)?;
     warm_up::keep(Arc::clone(&network), Arc::clone(&store), groups).map_err(BootError::Warm)?;
     let app = App {
         registry: Arc::clone(&registry),
@@ -305,10 +311,8 @@ async fn up(config: Config, options: &UpOptions, wishes: Wishes) -> Result<ExitC
 }
 
 /// Starts what follows the kernel; takes the network away again where that fails.
-async fn start_threads(network: &Arc<Network>, events: &Arc<Events>) -> Result<(), BootError> {
-    let threads = watch::follow(Arc::clone(network))
-        .and_then(|()| departures::keep(Arc::clone(network)))
-        .and_then(|()| refusals::keep(Arc::clone(network), Arc::clone(events)));
+async fn start_threads(network: &Arc<Network>) -> Result<(), BootError> {
+    let threads = watch::follow(Arc::clone(network)).and_then(|()| departures::keep(Arc::clone(network)));
     let Err(error) = threads else { return Ok(()) };
     let network = Arc::clone(network);
     let closed = blocking("removing the network", move || network.close()).await?;

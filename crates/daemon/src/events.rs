@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
-/// Events that are kept: with reasons of [`MAX_REASON`] bytes at most 5 MiB, in practice below one.
+/// Events that are kept: with reasons of [`MAX_REASON`] bytes at most 5 MiB, in practice below one; those of a file that
+/// was read again hold names of its groups besides.
 pub(crate) const KEPT: usize = 4096;
 /// Refused flows that are kept beside them, below one MiB. Of each VM come at most some in a second.
 pub(crate) const REFUSED_KEPT: usize = 2048;

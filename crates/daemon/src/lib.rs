@@ -26,6 +26,7 @@ mod logging;
 mod metrics;
 mod options;
 mod parts;
+mod private_file;
 mod reload;
 pub mod service;
 mod shutdown;

@@ -8,8 +8,8 @@
 //! * **Boot**: the agent connects to `HOST_CID:BOOT_PORT` as soon as vsock works and again
 //!   whenever that connection breaks. It sends [`Hello`], gets a [`BootConfig`] in answer, then
 //!   reports [`BootEvent`]s; the daemon may send [`BootCommand`]s. Nothing is polled.
-//! * **Session**: the daemon connects to the agent's `AGENT_PORT`, one connection for each exec,
-//!   archive or forward. It sends [`Open`]; the agent answers [`Reply::Opened`] or
+//! * **Session**: the daemon connects to the agent's `AGENT_PORT`, one connection for each
+//!   operation: exec, archive, forward, files, processes, watch. It sends [`Open`]; the agent answers [`Reply::Opened`] or
 //!   [`Reply::Refused`]; from then on both sides send [`Control`] and data frames. A [`Probe`] is
 //!   answered by one [`Reply::Probed`], and that is all of its session.
 //!

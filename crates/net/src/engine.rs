@@ -60,6 +60,7 @@ pub struct Engine {
     /// Those of this moment; changed by `set_ranges` alone, under the lock of `state`.
     ranges: RwLock<Arc<[Range]>>,
     leases: Mutex<Vec<(Range, Lease)>>,
+    looking: Mutex<()>,
     state: Mutex<State>,
     policies: Mutex<Policies>,
     departures: Departures,
@@ -126,6 +127,7 @@ impl Engine {
             scope,
             leases: Mutex::new(ranges.iter().copied().zip(leases).collect()),
             ranges: RwLock::new(ranges.into()),
+            looking: Mutex::default(),
             state: Mutex::default(),
             policies: Mutex::default(),
             departures: Departures::default(),
@@ -243,6 +245,7 @@ impl Engine {
     /// [`NetError::Host`]; what could be followed is.
     pub fn refresh(&self) -> Result<(), NetError> {
         let settled = self.settled_slots();
+        let _looking = self.looking();
         let around = look(&*self.kernel)?;
         let mut state = self.lock();
         self.know(&mut state, &around)?;
@@ -384,6 +387,11 @@ impl Engine {
             state.hosts.remove(&net);
         }
         Ok(())
+    }
+
+    /// Held from a look at the host to what is made of it: of two looks the later one has the last word.
+    fn looking(&self) -> MutexGuard<'_, ()> {
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -31,10 +31,12 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 const SIGNALS: std::ops::RangeInclusive<u8> = 1..=64;
 
 /// The processes of this guest.
-static TABLE: Mutex<Table> = Mutex::new(Table { last: 0, kept: BTreeMap::new() });
+static TABLE: Mutex<Table> = Mutex::new(Table { last: 0, starting: 0, kept: BTreeMap::new() });
 
 struct Table {
     last: u32,
+    /// Those that have a number and are not kept yet.
+    starting: usize,
     /// Each with what its thread lives by.
     kept: BTreeMap<u32, (Arc<Kept>, PipeWriter)>,
 }
@@ -47,7 +49,7 @@ fn table() -> MutexGuard<'static, Table> {
 /// Begins an operation. What can be refused at once is.
 pub(super) fn begin(op: ProcessOp) -> Result<Running, Failure> {
     match op {
-        ProcessOp::Start(exec) => tell(vec![table().start(exec)?.info()]),
+        ProcessOp::Start(exec) => tell(vec![start(exec)?.info()]),
         ProcessOp::List {} => tell(table().kept.values().map(|(kept, _)| kept.info()).collect()),
         ProcessOp::Show { id } => tell(vec![find(id)?.info()]),
         ProcessOp::Output { id, since } => output(find(id)?, id, since),
@@ -70,23 +72,39 @@ pub(super) fn begin(op: ProcessOp) -> Result<Running, Failure> {
     }
 }
 
-impl Table {
-    fn start(&mut self, exec: Exec) -> Result<Arc<Kept>, Failure> {
-        if self.kept.len() >= MAX_PROCESSES {
+/// A number and a place for a process that is being started.
+struct Reserved(u32);
+
+impl Reserved {
+    fn new() -> Result<Self, Failure> {
+        let mut table = table();
+        if table.kept.len() + table.starting >= MAX_PROCESSES {
             let message =
                 format!("{MAX_PROCESSES} processes are kept in this VM, ended ones included: remove some");
             return Err(failure(FailureCode::Exhausted, message));
         }
-        let started = exec::detach(&exec, Path::new("/"))?;
-        let id = self.last.checked_add(1).ok_or_else(|| {
+        table.last = table.last.checked_add(1).ok_or_else(|| {
             failure(FailureCode::Exhausted, "there are no more numbers for processes".to_owned())
         })?;
-        let (kept, hold) =
-            Kept::new(id, exec.argv, started).map_err(|e| from_io("follow the process", &e))?;
-        self.last = id;
-        self.kept.insert(id, (Arc::clone(&kept), hold));
-        Ok(kept)
+        table.starting += 1;
+        Ok(Self(table.last))
     }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        table().starting -= 1;
+    }
+}
+
+/// Starts a process. The table is not held meanwhile: the program may lie on a file system that does not answer.
+fn start(exec: Exec) -> Result<Arc<Kept>, Failure> {
+    let place = Reserved::new()?;
+    let started = exec::detach(&exec, Path::new("/"))?;
+    let (kept, hold) =
+        Kept::new(place.0, exec.argv, started).map_err(|e| from_io("follow the process", &e))?;
+    table().kept.insert(place.0, (Arc::clone(&kept), hold));
+    Ok(kept)
 }
 
 fn find(id: u32) -> Result<Arc<Kept>, Failure> {

@@ -13,6 +13,7 @@ use crate::sys::{self, Become};
 use crate::users::{self, User};
 use enisle_guest_proto::{Exec, Failure, FailureCode, Tty};
 use rustix::fs::{Gid, Mode, Uid, fchmod, fchown};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::collections::BTreeMap;
@@ -40,8 +41,7 @@ pub(super) fn begin(request: &Exec, root: &Path) -> Result<Running, Failure> {
         }
     };
     let pid = spawn(command, user, &cwd, terminal.is_some())?;
-    let process =
-        Process::adopt(pid, deadline(request), terminal).map_err(|e| from_io("watch the process", &e))?;
+    let process = adopt(pid, deadline(request), terminal)?;
     Ok(Running { pid: Some(pid), streams, job: Box::new(process) })
 }
 
@@ -70,8 +70,7 @@ pub(super) fn detach(request: &Exec, root: &Path) -> Result<Detached, Failure> {
     let outputs = with_outputs().map_err(|e| from_io("prepare the process", &e))?;
     let name = user.name.clone();
     let pid = spawn(command, user, &cwd, false)?;
-    let process =
-        Process::adopt(pid, deadline(request), None).map_err(|e| from_io("watch the process", &e))?;
+    let process = adopt(pid, deadline(request), None)?;
     Ok(Detached { process, pid, user: name, cwd, outputs })
 }
 
@@ -104,6 +103,18 @@ fn spawn(mut command: Command, user: User, cwd: &Path, terminal: bool) -> Result
     sys::start_as(&mut command, who);
     let child = command.spawn().map_err(|e| spawn_failure(&command, &e))?;
     Ok(child.id())
+}
+
+/// Follows a process that was just started. One that cannot be followed does not run on by itself.
+fn adopt(pid: u32, deadline: Option<Instant>, terminal: Option<OwnedFd>) -> Result<Process, Failure> {
+    Process::adopt(pid, deadline, terminal).map_err(|error| {
+        if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+            // It is a child that nobody else waits for: its number is still its own.
+            let _ = kill_process(pid, Signal::KILL);
+            let _ = waitpid(Some(pid), WaitOptions::empty());
+        }
+        from_io("watch the process", &error)
+    })
 }
 
 fn deadline(request: &Exec) -> Option<Instant> {

@@ -1,7 +1,7 @@
 //! Sessions: one connection from the daemon, one operation in the guest.
 //!
 //! Owns: the opening handshake, and the wiring of an operation's ends to the [`pump`]. A session
-//! is one thread (two for an archive) and never waits for another one. Refuses: who may connect;
+//! is one thread (two or three where an operation has one of its own) and never waits for another one. Refuses: who may connect;
 //! the server has judged that.
 
 mod archive;

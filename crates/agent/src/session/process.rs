@@ -1,7 +1,7 @@
 //! A running process as a session's job: signals, time-out, exit status, and its end when the
 //! daemon is gone.
 //!
-//! The process is not reaped before the session is over, so its id, and with it the id of its
+//! The process is not reaped before whoever holds it is done with it, so its id, and with it the id of its
 //! group and session, cannot be another's meanwhile.
 
 use super::exec::set_size;

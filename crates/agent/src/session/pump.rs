@@ -310,7 +310,10 @@ impl Pump {
             Ok(length) => {
                 output.credit -= length as u32;
                 output.due = output.due.map(|due| due.saturating_sub(length as u64));
-                self.connection.queue_data(output.kind, &self.piece[..length]);
+                let kind = output.kind;
+                // What was lost before these bytes was counted before they were written.
+                self.say_notice()?;
+                self.connection.queue_data(kind, &self.piece[..length]);
                 return Ok(length == room);
             }
             Err(Errno::INTR) => return Ok(true),

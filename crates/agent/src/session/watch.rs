@@ -115,22 +115,23 @@ impl Watch<'_> {
         let path = above.join(name);
         let directory = seen.what.contains(ReadFlags::ISDIR);
         if seen.what.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
-            self.created(&path, directory)?;
+            return self.created(&path, directory);
         } else if seen.what.contains(ReadFlags::CLOSE_WRITE) {
             let (path, lossy) = shown(&path);
             self.say(&WatchLine::Modified { path, lossy, directory })?;
         } else if seen.what.contains(ReadFlags::DELETE) {
             self.removed(&path, directory)?;
         } else if seen.what.contains(ReadFlags::MOVED_FROM) {
-            self.moved(&path, directory, seen.cookie)?;
+            return self.moved(&path, directory, seen.cookie);
         }
         Ok(true)
     }
 
-    fn created(&mut self, at: &Path, directory: bool) -> Result<(), Failure> {
+    /// False when what is watched is gone, as for the next one.
+    fn created(&mut self, at: &Path, directory: bool) -> Result<bool, Failure> {
         let (path, lossy) = shown(at);
         self.say(&WatchLine::Created { path, lossy, directory })?;
-        if directory { self.grow(at) } else { Ok(()) }
+        if directory { self.grow(at) } else { Ok(true) }
     }
 
     fn removed(&mut self, at: &Path, directory: bool) -> Result<(), Failure> {
@@ -141,10 +142,12 @@ impl Watch<'_> {
         self.say(&WatchLine::Removed { path, lossy, directory })
     }
 
-    fn moved(&mut self, from: &Path, directory: bool, cookie: u32) -> Result<(), Failure> {
-        let Some(to) = self.other_half(cookie)? else { return self.removed(from, directory) };
-        let Some(to) = to.name.and_then(|name| Some(self.tree.path(to.wd)?.join(name))) else {
-            return self.removed(from, directory);
+    fn moved(&mut self, from: &Path, directory: bool, cookie: u32) -> Result<bool, Failure> {
+        let other = self.other_half(cookie)?;
+        let to = other.and_then(|to| Some(self.tree.path(to.wd)?.join(to.name?)));
+        let Some(to) = to else {
+            self.removed(from, directory)?;
+            return Ok(true);
         };
         let ((shown_from, lossy_from), (shown_to, lossy_to)) = (shown(from), shown(&to));
         let lossy = lossy_from || lossy_to;
@@ -152,9 +155,9 @@ impl Watch<'_> {
         if directory {
             self.tree.rename(from, &to);
             // It may have been moved before its own watch stood.
-            self.grow(&to)?;
+            return self.grow(&to);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Where something was moved to, when that is watched.
@@ -169,10 +172,11 @@ impl Watch<'_> {
         Ok(at.and_then(|at| self.queue.remove(at)))
     }
 
-    /// Watches a new directory, and tells what is in it already.
-    fn grow(&mut self, at: &Path) -> Result<(), Failure> {
+    /// Watches a new directory, and tells what is in it already. False when what is watched is not where it was, a
+    /// directory above it being moved: nothing new would be found.
+    fn grow(&mut self, at: &Path) -> Result<bool, Failure> {
         if !self.tree.recursive() {
-            return Ok(());
+            return Ok(true);
         }
         let Self { tree, out, .. } = self;
         tree.grow(at.to_owned(), &mut |found| match found {
@@ -181,7 +185,8 @@ impl Watch<'_> {
                 write_line(out, &WatchLine::Created { path, lossy, directory })
             }
             Found::Unwatched { path, reason } => write_line(out, &unwatched(path, reason.to_string())),
-        })
+        })?;
+        Ok(self.tree.root_is_there())
     }
 
     /// Events were lost, of new directories too: all are watched anew, and then the loss is told.

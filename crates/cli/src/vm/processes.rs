@@ -96,9 +96,11 @@ pub(super) async fn wait(context: &Context, args: &WaitArgs) -> Result<u8, Failu
     let process = loop {
         let left = deadline.map_or(HOUR, |deadline| deadline.saturating_duration_since(Instant::now()));
         let limit = left.clamp(Duration::from_millis(1), HOUR);
+        let begun = Instant::now();
         match context.client.wait_process(&args.name, args.id, limit).await {
             Ok(process) => break process,
-            Err(Error::Problem(problem)) if problem.code == Code::Timeout => {
+            // Before the time is over it is something else that took too long: the VM's boot, or its answer.
+            Err(Error::Problem(problem)) if problem.code == Code::Timeout && begun.elapsed() >= limit => {
                 if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                     return Err(Failure::from(Error::Problem(problem)));
                 }

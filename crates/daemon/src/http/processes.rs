@@ -25,7 +25,7 @@ use futures_util::stream;
 use serde::Deserialize;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -33,6 +33,8 @@ use tokio::time::timeout;
 const MAX_LINE: usize = 64 * 1024;
 /// Most bytes about all of them.
 const MAX_LINES: usize = MAX_LINE * MAX_PROCESSES;
+/// Both protocols say how many there are, and how much of an output is kept.
+const _: () = assert!(MAX_PROCESSES == proto::MAX_PROCESSES && PROCESS_OUTPUT == proto::RING);
 /// Longest first line of an output.
 const MAX_HEAD: usize = 256;
 /// A guest may be slow. A process that was killed ends within 10 s, or its removal fails.
@@ -79,7 +81,8 @@ pub(super) async fn list(
     State(app): State<Arc<App>>,
     Name(name): Name,
 ) -> Result<Json<Vec<Process>>, ApiError> {
-    Ok(Json(ask(&app, &name, ProcessOp::List {}, PATIENCE).await?))
+    let lines = heard_lines(&app, &name, ProcessOp::List {}, Bounds { bytes: MAX_LINES, ..ONE }).await?;
+    processes(&lines).map(Json)
 }
 
 pub(super) async fn start(
@@ -95,13 +98,13 @@ pub(super) async fn start(
     }
     let StartProcess { argv, env, cwd, user, timeout_ms } = start;
     let exec = proto::Exec { argv, env, cwd, user, tty: None, timeout_ms };
-    let process = one(ask(&app, &name, ProcessOp::Start(exec), PATIENCE).await?, None)?;
+    let process = ask(&app, &name, ProcessOp::Start(exec), ONE).await?;
     Ok((StatusCode::CREATED, Json(process)))
 }
 
 pub(super) async fn show(State(app): State<Arc<App>>, place: Place) -> Result<Json<Process>, ApiError> {
     let Place { name, id } = place;
-    Ok(Json(one(ask(&app, &name, ProcessOp::Show { id }, PATIENCE).await?, Some(id))?))
+    Ok(Json(numbered(ask(&app, &name, ProcessOp::Show { id }, ONE).await?, id)?))
 }
 
 pub(super) async fn signal(
@@ -113,7 +116,7 @@ pub(super) async fn signal(
         return Err(invalid("/signal", "`signal` must be 1 to 64").into());
     }
     let Place { name, id } = place;
-    ask(&app, &name, ProcessOp::Signal { id, signal }, PATIENCE).await?;
+    heard_lines(&app, &name, ProcessOp::Signal { id, signal }, ONE).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -128,9 +131,14 @@ pub(super) async fn wait(
         return Err(Problem::new(Code::InvalidRequest, said).into());
     }
     let Place { name, id } = place;
-    let patience = PATIENCE + Duration::from_millis(timeout_ms);
-    let process = one(ask(&app, &name, ProcessOp::Wait { id, timeout_ms }, patience).await?, Some(id))?;
+    let asked = Duration::from_millis(timeout_ms);
+    let (bounds, begun) = (Bounds { patience: PATIENCE + asked, ..ONE }, Instant::now());
+    let process = numbered(ask(&app, &name, ProcessOp::Wait { id, timeout_ms }, bounds).await?, id)?;
     if process.state == ProcessState::Running {
+        // Whoever waits asks again at once: a guest that does not wait would keep everybody busy.
+        if begun.elapsed() < asked / 2 {
+            return Err(broke("it did not wait as long as it was asked to"));
+        }
         let said = format!("process {id} of VM {name} did not end in {timeout_ms} ms");
         return Err(Problem::new(Code::Timeout, said).into());
     }
@@ -139,7 +147,7 @@ pub(super) async fn wait(
 
 pub(super) async fn remove(State(app): State<Arc<App>>, place: Place) -> Result<StatusCode, ApiError> {
     let Place { name, id } = place;
-    ask(&app, &name, ProcessOp::Remove { id }, PATIENCE).await?;
+    heard_lines(&app, &name, ProcessOp::Remove { id }, ONE).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -156,19 +164,34 @@ pub(super) async fn output(
     output.finish(since).map(Json)
 }
 
-/// Has it done; what the guest says of processes.
-async fn ask(app: &App, name: &str, op: ProcessOp, patience: Duration) -> Result<Vec<Process>, ApiError> {
+/// How much a guest may say, and for how long.
+#[derive(Clone, Copy)]
+struct Bounds {
+    bytes: usize,
+    patience: Duration,
+}
+
+/// About one process.
+const ONE: Bounds = Bounds { bytes: MAX_LINE, patience: PATIENCE };
+
+/// Has it done; the one process that the guest tells of.
+async fn ask(app: &App, name: &str, op: ProcessOp, bounds: Bounds) -> Result<Process, ApiError> {
+    one(processes(&heard_lines(app, name, op, bounds).await?)?)
+}
+
+/// Has it done; what the guest says.
+async fn heard_lines(app: &App, name: &str, op: ProcessOp, bounds: Bounds) -> Result<Vec<u8>, ApiError> {
     let operation = begin(app, name, Request::Process(op)).await?;
     let mut said = Vec::new();
-    heard(name, operation, patience, |stream, bytes| {
-        if stream == STDERR || said.len() + bytes.len() > MAX_LINES {
+    heard(name, operation, bounds.patience, |stream, bytes| {
+        if stream == STDERR || said.len() + bytes.len() > bounds.bytes {
             return Err(broke("more than there can be about processes"));
         }
         said.extend_from_slice(bytes);
         Ok(())
     })
     .await?;
-    processes(&said)
+    Ok(said)
 }
 
 /// Takes what the guest says until it has ended the operation.
@@ -202,20 +225,23 @@ fn broke(why: &str) -> ApiError {
 
 fn processes(said: &[u8]) -> Result<Vec<Process>, ApiError> {
     let lines: Vec<&[u8]> = said.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
-    if lines.len() > MAX_PROCESSES {
-        return Err(broke("more processes than it keeps"));
+    if lines.len() > MAX_PROCESSES || lines.iter().any(|line| line.len() > MAX_LINE) {
+        return Err(broke("more processes than it keeps, or more about one than it was told"));
     }
     let read =
         |line: &&[u8]| serde_json::from_slice(line).map(shown).map_err(|e| broke(&printable(&e.to_string())));
     lines.iter().map(read).collect()
 }
 
-/// The only one, of this number if it is known.
-fn one(processes: Vec<Process>, id: Option<u32>) -> Result<Process, ApiError> {
-    match <[Process; 1]>::try_from(processes) {
-        Ok([process]) if id.is_none_or(|id| process.id == id) => Ok(process),
-        _ => Err(broke("not the process that was asked for")),
-    }
+/// The only one.
+fn one(processes: Vec<Process>) -> Result<Process, ApiError> {
+    let only = <[Process; 1]>::try_from(processes);
+    only.map(|[process]| process).map_err(|_| broke("not one process"))
+}
+
+/// The one that was asked for.
+fn numbered(process: Process, id: u32) -> Result<Process, ApiError> {
+    if process.id == id { Ok(process) } else { Err(broke("not the process that was asked for")) }
 }
 
 fn shown(info: ProcessInfo) -> Process {
@@ -327,10 +353,11 @@ mod tests {
         for bad in [lines(65), b"{}\n".to_vec(), b"x".to_vec()] {
             assert_eq!(processes(&bad).unwrap_err().problem().code, Code::GuestFailed);
         }
-        assert!(one(processes(&lines(1)).unwrap(), Some(1)).is_ok());
-        for (count, id) in [(1, Some(2)), (2, Some(1)), (0, None)] {
-            assert!(one(processes(&lines(count)).unwrap(), id).is_err(), "{count} {id:?}");
-        }
+        let long = ProcessInfo { argv: vec!["x".repeat(MAX_LINE)], ..info(1) };
+        assert!(processes(&serde_json::to_vec(&long).unwrap()).is_err());
+        let only = |count| one(processes(&lines(count)).unwrap());
+        assert!(numbered(only(1).unwrap(), 1).is_ok() && numbered(only(1).unwrap(), 2).is_err());
+        assert!(only(2).is_err() && only(0).is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `/v1/vms/{name}/stream`: exec, shell, copy and forward.
+//! `/v1/vms/{name}/stream`: exec, shell, copy, forward and attach.
 //!
 //! Owns: admission, the first message, waiting for a VM that still boots. The rest is the relay's.
 

@@ -8,6 +8,7 @@
 //!
 //! Owns: files, keys, the pin. Refuses: deciding where to listen.
 
+use crate::private_file;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
@@ -21,9 +22,9 @@ use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use sha2::{Digest, Sha256};
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -228,20 +229,8 @@ fn own_key(dir: &Path, path: &Path) -> Result<KeyPair, TlsError> {
     }
 }
 
-/// Writes a file that is whole or not there, and never more open than `mode`.
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), TlsError> {
-    let hidden = path.with_extension("new");
-    let written = || -> io::Result<()> {
-        match fs::remove_file(&hidden) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&hidden)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&hidden, path)
-    };
-    written().map_err(at("write", path))
+    private_file::write(path, bytes, mode).map_err(at("write", path))
 }
 
 /// Whether the certificate there is of this key, for these names, and for a while yet.

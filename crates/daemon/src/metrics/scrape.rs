@@ -49,7 +49,8 @@ impl Scrape {
             (of.used, of.capacity) = (u64::from(group.vms), u64::from(group.capacity));
         }
         for handle in registry.list() {
-            let Some(of) = groups.get_mut(&handle.plan().row.group) else { continue };
+            // VMs of a group that is not in the file any more run on.
+            let of = groups.entry(handle.plan().row.group.clone()).or_default();
             let shown = handle.state().shown();
             if let Some(at) = STATES.iter().position(|state| *state == shown) {
                 of.states[at] += 1;

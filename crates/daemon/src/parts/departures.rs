@@ -14,15 +14,16 @@ use std::thread;
 /// # Errors
 /// When there can be no thread.
 pub(crate) fn keep(network: Arc<Network>) -> io::Result<()> {
-    let see_off = move || while survives(|| network.see_off()) {};
+    const DEFECT: &str = "taking slots away panicked; the next start removes what is left";
+    let see_off = move || while survives(DEFECT, || network.see_off()) {};
     thread::Builder::new().name("departures".to_owned()).spawn(see_off).map(drop)
 }
 
-/// What `work` says. A defect in it costs the slots that it was at, whose removers are told, and not
-/// those that come after them.
-fn survives(work: impl FnOnce() -> bool) -> bool {
+/// What `work` says. A defect in it costs what it was at (of slots: their removers are told), and not
+/// what comes after it.
+pub(super) fn survives(defect: &str, work: impl FnOnce() -> bool) -> bool {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        tracing::error!("a defect: taking slots away panicked; the next start removes what is left");
+        tracing::error!("a defect: {defect}");
         true
     })
 }
@@ -33,7 +34,7 @@ mod tests {
 
     #[test]
     fn a_defect_does_not_end_the_thread() {
-        assert!(survives(|| true) && !survives(|| false));
-        assert!(survives(|| panic!("a defect")));
+        assert!(survives("of a test", || true) && !survives("of a test", || false));
+        assert!(survives("of a test", || panic!("asked to")));
     }
 }

@@ -4,6 +4,7 @@
 //! counted is told with the next packet of the same VM, or, when none follows, some seconds after the last.
 //! Refuses: how many are told (the judge), and how many are kept (`events`).
 
+use super::departures::survives;
 use super::network::{Network, NetworkError};
 use crate::events::Events;
 use enisle_net::{Reports, Tenant, Woken};
@@ -32,31 +33,41 @@ pub(crate) fn keep(network: Arc<Network>, events: Arc<Events>) -> io::Result<()>
 }
 
 fn run(mut reports: Reports, network: &Network, events: &Events) {
+    const DEFECT: &str = "telling of refused packets panicked; some are not told of";
     let mut last: BTreeMap<Tenant, Instant> = BTreeMap::new();
-    loop {
-        let next = last.values().min().map(|last| (*last + QUIET).saturating_duration_since(Instant::now()));
-        match reports.wait(next) {
-            Ok(Woken::Bell) => return,
-            Ok(Woken::Reports | Woken::TimeOver) => {}
-            Err(error) => {
-                tracing::error!("refused packets are not told of any more, only counted: {error}");
-                return;
-            }
-        }
-        while let Some(flow) = reports.read() {
-            if let Some(event) = network.attribute(&flow) {
-                events.tell(event);
-                last.insert(flow.tenant, Instant::now());
-            }
-        }
-        let now = Instant::now();
-        let quiet: Vec<Tenant> =
-            last.iter().filter(|(_, last)| now >= **last + QUIET).map(|(tenant, _)| *tenant).collect();
-        for tenant in quiet {
-            last.remove(&tenant);
-            if let Some(event) = network.not_reported(tenant) {
-                events.tell(event);
-            }
+    while survives(DEFECT, || round(&mut reports, network, events, &mut last)) {}
+}
+
+/// Waits, and tells. False at the end.
+fn round(
+    reports: &mut Reports,
+    network: &Network,
+    events: &Events,
+    last: &mut BTreeMap<Tenant, Instant>,
+) -> bool {
+    let next = last.values().min().map(|last| (*last + QUIET).saturating_duration_since(Instant::now()));
+    match reports.wait(next) {
+        Ok(Woken::Bell) => return false,
+        Ok(Woken::Reports | Woken::TimeOver) => {}
+        Err(error) => {
+            tracing::error!("refused packets are not told of any more, only counted: {error}");
+            return false;
         }
     }
+    while let Some(flow) = reports.read() {
+        if let Some(event) = network.attribute(&flow) {
+            events.tell(event);
+            last.insert(flow.tenant, Instant::now());
+        }
+    }
+    let now = Instant::now();
+    let quiet: Vec<Tenant> =
+        last.iter().filter(|(_, last)| now >= **last + QUIET).map(|(tenant, _)| *tenant).collect();
+    for tenant in quiet {
+        last.remove(&tenant);
+        if let Some(event) = network.not_reported(tenant) {
+            events.tell(event);
+        }
+    }
+    true
 }

@@ -161,11 +161,10 @@ impl Attachment<'_> {
 
     fn act(&mut self, act: Act) {
         match act {
-            Act::Type(bytes) => {
-                if let Err(why) = self.viewer.write(&bytes) {
-                    self.complain(why);
-                }
-            }
+            Act::Type(bytes) => match self.viewer.write(&bytes) {
+                Ok(()) => self.told = None,
+                Err(why) => self.complain(why),
+            },
             Act::TakeOver => {
                 tracing::info!(vm = self.vm.name(), who = self.caller.label, "takes over the console");
                 self.viewer.take_over();

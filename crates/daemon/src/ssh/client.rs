@@ -49,8 +49,9 @@ impl Client {
     fn judge(&self, user: &str, key: &PublicKey, algorithm: &Algorithm) -> Option<Caller> {
         let caller = self.desk.keys.caller(key, algorithm);
         if caller.is_none() {
-            let key = keys::fingerprint(key);
-            tracing::warn!(peer = %self.peer, user = shown(user), key, %algorithm, "SSH: a key that is not in the file");
+            // A name that the client makes up, with line ends if it likes.
+            let (key, algorithm) = (keys::fingerprint(key), shown(algorithm.as_str()));
+            tracing::warn!(peer = %self.peer, user = shown(user), key, algorithm, "SSH: a key that is not in the file");
         }
         caller
     }
@@ -107,7 +108,8 @@ impl Handler for Client {
         _: &mut Session,
     ) -> Result<(), Error> {
         let place = Arc::clone(&self.places).try_acquire_owned();
-        let (Ok(place), Some(caller)) = (place, self.caller.clone()) else {
+        let caller = self.caller.clone().filter(Caller::is_known);
+        let (Ok(place), Some(caller)) = (place, caller) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         };

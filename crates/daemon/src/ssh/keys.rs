@@ -9,14 +9,15 @@ use crate::vm::Handle;
 use russh::keys::ssh_key::public::KeyData;
 use russh::keys::{Algorithm, HashAlg, PublicKey};
 use std::collections::BTreeSet;
-use std::sync::{PoisonError, RwLock};
+use std::sync::Arc;
+use tokio::sync::watch;
 
 /// Longest name of a key, in characters.
 const MAX_LABEL: usize = 40;
 
 /// The keys that log in now.
-#[derive(Debug, Default)]
-pub(crate) struct Keys(RwLock<Vec<Entry>>);
+#[derive(Debug)]
+pub(crate) struct Keys(watch::Sender<Vec<Entry>>);
 
 #[derive(Debug)]
 struct Entry {
@@ -32,28 +33,42 @@ enum Opens {
     Groups(BTreeSet<String>),
 }
 
-/// Somebody who has logged in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Somebody who has logged in. What they may see is asked of the keys each time: these follow the file.
+#[derive(Debug, Clone)]
 pub(crate) struct Caller {
     /// The key's comment, or its fingerprint where it has none: plain characters.
     pub(super) label: String,
     /// SHA-256 of the key, as `ssh-keygen -l` prints it.
     pub(super) fingerprint: String,
-    opens: Opens,
+    key: KeyData,
+    keys: Arc<Keys>,
 }
 
 impl Caller {
     /// Whether this one may see VMs of a group.
     pub(super) fn opens(&self, group: &str) -> bool {
-        match &self.opens {
-            Opens::Everything => true,
-            Opens::Groups(groups) => groups.contains(group),
-        }
+        self.keys.0.borrow().iter().any(|entry| entry.key == self.key && entry.opens(group))
     }
 
     /// Whether this one may see a VM.
     pub(super) fn may_see(&self, vm: &Handle) -> bool {
         self.opens(&vm.plan().row.group)
+    }
+
+    /// Whether the key is still in the file.
+    pub(super) fn is_known(&self) -> bool {
+        self.keys.0.borrow().iter().any(|entry| entry.key == self.key)
+    }
+
+    /// Resolves once this one may not see a VM any more, or for none once the key is not known any more. Cancel-safe.
+    pub(super) async fn lost(&self, vm: Option<&Handle>) {
+        let mut keys = self.keys.0.subscribe();
+        while vm.map_or_else(|| self.is_known(), |vm| self.may_see(vm)) {
+            if keys.changed().await.is_err() {
+                // The keys live as long as whoever holds them.
+                return std::future::pending().await;
+            }
+        }
     }
 }
 
@@ -65,24 +80,31 @@ pub(super) fn fingerprint(key: &PublicKey) -> String {
 impl Keys {
     /// The keys of a configuration.
     pub(crate) fn of(config: &Config) -> Self {
-        Self(RwLock::new(entries(config)))
+        Self(watch::Sender::new(entries(config)))
     }
 
-    /// Takes those of another configuration from now on. Who is in stays in.
+    /// Takes those of another configuration from now on, for those who are in, too.
     pub(crate) fn renew(&self, config: &Config) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = entries(config);
+        self.0.send_replace(entries(config));
     }
 
     /// Who holds a key; `None` for one that is not in the file, or is used with SHA-1.
-    pub(super) fn caller(&self, key: &PublicKey, algorithm: &Algorithm) -> Option<Caller> {
+    pub(super) fn caller(self: &Arc<Self>, key: &PublicKey, algorithm: &Algorithm) -> Option<Caller> {
         if matches!(algorithm, Algorithm::Rsa { hash: None }) {
             return None;
         }
-        // They are replaced as a whole, so a panic elsewhere leaves whole ones.
-        let entries = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let entry = entries.iter().find(|entry| entry.key == *key.key_data())?;
-        let (label, opens) = (entry.label.clone(), entry.opens.clone());
-        Some(Caller { label, fingerprint: fingerprint(key), opens })
+        let label = self.0.borrow().iter().find(|entry| entry.key == *key.key_data())?.label.clone();
+        let (key, fingerprint) = (key.key_data().clone(), fingerprint(key));
+        Some(Caller { label, fingerprint, key, keys: Arc::clone(self) })
+    }
+}
+
+impl Entry {
+    fn opens(&self, group: &str) -> bool {
+        match &self.opens {
+            Opens::Everything => true,
+            Opens::Groups(groups) => groups.contains(group),
+        }
     }
 }
 
@@ -141,7 +163,7 @@ pub(super) mod tests {
 
     /// The keys of a file: the daemon's key is 1's, the groups `agents` and `others` have 2's, and
     /// `others` 3's.
-    pub(in crate::ssh) fn keys() -> Keys {
+    pub(in crate::ssh) fn keys() -> Arc<Keys> {
         let line = |seed, comment: &str| private(seed, comment).public_key().to_openssh().unwrap();
         let text = format!(
             "config:\n  ssh: {{}}\n  ssh_keys: ['{}']\n  host_groups:\n\
@@ -152,7 +174,17 @@ pub(super) mod tests {
             line(1, "again"),
             two = line(2, "bob@home"),
         );
-        Keys::of(&parse("test.yaml", &text, &AnyHost).unwrap())
+        Arc::new(Keys::of(&parse("test.yaml", &text, &AnyHost).unwrap()))
+    }
+
+    /// A file whose one key is of the group `others`.
+    pub(in crate::ssh) fn of_others(seed: u8) -> Config {
+        let line = private(seed, "").public_key().to_openssh().unwrap();
+        let text = format!(
+            "config:\n  ssh: {{}}\n  host_groups:\n\
+             \x20   - {{name: others, ssh_keys: ['{line}'], network: {{mode: isolated, range: 10.0.1.0/24}}}}\n"
+        );
+        parse("test.yaml", &text, &AnyHost).unwrap()
     }
 
     #[test]
@@ -162,16 +194,14 @@ pub(super) mod tests {
             let key = private(seed, "");
             keys.caller(key.public_key(), &key.algorithm())
         };
-        assert!(who(1).is_some() && who(2).is_some());
-        let line = private(2, "bob@home").public_key().to_openssh().unwrap();
-        let text = format!(
-            "config:\n  ssh: {{}}\n  host_groups:\n\
-             \x20   - {{name: agents, ssh_keys: ['{line}'], network: {{mode: isolated, range: 10.0.0.0/24}}}}\n"
-        );
-        keys.renew(&parse("test.yaml", &text, &AnyHost).unwrap());
+        let (ann, in_before) = (who(1).unwrap(), who(2).unwrap());
+        assert!(ann.is_known() && in_before.opens("agents"));
+        keys.renew(&of_others(2));
         assert!(who(1).is_none());
+        assert!(!ann.is_known() && !ann.opens("agents"), "who is in already, too");
+        assert!(in_before.opens("others") && !in_before.opens("agents"));
         let bob = who(2).unwrap();
-        assert!(bob.opens("agents") && !bob.opens("others"));
+        assert!(bob.opens("others") && !bob.opens("agents"));
     }
 
     #[test]
@@ -188,7 +218,7 @@ pub(super) mod tests {
         assert_eq!(opens(1), [true, true, true]);
         assert_eq!(opens(2), [true, true, false]);
         assert_eq!(opens(3), [false, true, false]);
-        assert_eq!(who(4), None);
+        assert!(who(4).is_none());
         assert_eq!(who(1).unwrap().label, "ann@office");
         let third = who(3).unwrap();
         assert!(third.fingerprint.starts_with("SHA256:") && third.fingerprint.starts_with(&third.label));
@@ -198,6 +228,6 @@ pub(super) mod tests {
     fn rsa_with_sha_1_does_not_log_in() {
         let keys = keys();
         let key = private(1, "");
-        assert_eq!(keys.caller(key.public_key(), &Algorithm::Rsa { hash: None }), None);
+        assert!(keys.caller(key.public_key(), &Algorithm::Rsa { hash: None }).is_none());
     }
 }

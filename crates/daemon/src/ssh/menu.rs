@@ -16,6 +16,8 @@ use super::key::Key;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) name: String,
+    /// When it was made, in milliseconds since the epoch: names are used again.
+    pub(super) made_ms: u64,
     pub(super) state: String,
     pub(super) address: String,
     pub(super) note: String,
@@ -26,7 +28,8 @@ pub(super) struct Entry {
 pub(super) enum Choice {
     Console(String),
     Shell(String),
-    Stop(String),
+    /// With when it was made.
+    Stop(String, u64),
     Quit,
 }
 
@@ -43,8 +46,10 @@ pub(super) struct Menu {
     /// The first that is shown.
     top: usize,
     /// The VM that is to be stopped, if the answer is yes.
-    asked: Option<String>,
+    asked: Option<(String, u64)>,
     note: String,
+    /// Rows and columns of the last picture.
+    drawn: Option<(u16, u16)>,
 }
 
 impl Menu {
@@ -58,7 +63,9 @@ impl Menu {
         let still = name.and_then(|name| entries.iter().position(|entry| entry.name == name));
         self.selected = still.unwrap_or_else(|| self.selected.min(entries.len().saturating_sub(1)));
         self.entries = entries;
-        let asked_is_there = |asked: &String| self.entries.iter().any(|entry| entry.name == *asked);
+        let asked_is_there = |(name, made_ms): &(String, u64)| {
+            self.entries.iter().any(|entry| entry.name == *name && entry.made_ms == *made_ms)
+        };
         if self.asked.as_ref().is_some_and(|asked| !asked_is_there(asked)) {
             self.asked = None;
         }
@@ -72,8 +79,8 @@ impl Menu {
     /// Takes a key.
     pub(super) fn press(&mut self, key: Key, rows: u16) -> Option<Choice> {
         self.note.clear();
-        if let Some(name) = self.asked.take() {
-            return (key == Key::Char(b'y')).then_some(Choice::Stop(name));
+        if let Some((name, made_ms)) = self.asked.take() {
+            return (key == Key::Char(b'y')).then_some(Choice::Stop(name, made_ms));
         }
         let last = self.entries.len().saturating_sub(1);
         let page = page(rows);
@@ -86,11 +93,25 @@ impl Menu {
             Key::End => self.selected = last,
             Key::Enter | Key::Char(b'c') => return self.name().map(Choice::Console),
             Key::Char(b'r') => return self.name().map(Choice::Shell),
-            Key::Char(b's') => self.asked = self.name(),
+            Key::Char(b's') => self.ask(),
             Key::Char(b'q') | Key::Interrupt => return Some(Choice::Quit),
             Key::Char(_) => {}
         }
         None
+    }
+
+    /// Asks whether the selected VM is to be stopped, where the whole question can be seen.
+    fn ask(&mut self) {
+        let Some(entry) = self.entries.get(self.selected) else { return };
+        let (name, made_ms) = (entry.name.clone(), entry.made_ms);
+        let fits = |(rows, cols): (u16, u16)| {
+            usize::from(rows) > FRAME_ROWS && question(&name).len() <= usize::from(cols)
+        };
+        if self.drawn.is_none_or(fits) {
+            self.asked = Some((name, made_ms));
+        } else {
+            self.say("too small to ask".to_owned());
+        }
     }
 
     fn name(&self) -> Option<String> {
@@ -99,6 +120,7 @@ impl Menu {
 
     /// The whole screen, for a terminal of this size.
     pub(super) fn picture(&mut self, rows: u16, cols: u16) -> String {
+        self.drawn = Some((rows, cols));
         let page = page(rows);
         if self.selected < self.top {
             self.top = self.selected;
@@ -110,14 +132,14 @@ impl Menu {
         lines.push(format!("  {:wide$}  {:8}  {:15}", "NAME", "STATE", "ADDRESS"));
         for (index, entry) in self.entries.iter().enumerate().skip(self.top).take(page) {
             let mark = if index == self.selected { '>' } else { ' ' };
-            let Entry { name, state, address, note } = entry;
+            let Entry { name, state, address, note, .. } = entry;
             lines.push(format!("{mark} {name:wide$}  {state:8}  {address:15}  {note}"));
         }
         if self.entries.is_empty() {
             lines.push("  there is no microVM".to_owned());
         }
         lines.push(match &self.asked {
-            Some(name) => format!("stop {name}? It is removed, with its disk. y/n"),
+            Some((name, _)) => question(name),
             None => self.note.clone(),
         });
         lines.push(HELP.to_owned());
@@ -138,6 +160,10 @@ impl Menu {
     }
 }
 
+fn question(name: &str) -> String {
+    format!("stop {name}? It is removed, with its disk. y/n")
+}
+
 /// VMs that fit a screen.
 fn page(rows: u16) -> usize {
     usize::from(rows).saturating_sub(FRAME_ROWS).max(1)
@@ -150,6 +176,7 @@ mod tests {
     fn entries(names: &[&str]) -> Vec<Entry> {
         let entry = |name: &&str| Entry {
             name: (*name).to_owned(),
+            made_ms: 1,
             state: "running".into(),
             address: "169.254.100.2".into(),
             note: String::new(),
@@ -188,10 +215,18 @@ mod tests {
         assert_eq!(menu.press(Key::Enter, 24), None, "neither yes nor the console");
         assert_eq!(menu.press(Key::Char(b'y'), 24), None, "nothing is asked any more");
         menu.press(Key::Char(b's'), 24);
-        assert_eq!(menu.press(Key::Char(b'y'), 24), Some(Choice::Stop("a-1".into())));
+        assert_eq!(menu.press(Key::Char(b'y'), 24), Some(Choice::Stop("a-1".into(), 1)));
         menu.press(Key::Char(b's'), 24);
         menu.refresh(entries(&["a-2"]));
         assert_eq!(menu.press(Key::Char(b'y'), 24), None, "it went meanwhile, and a-2 was never asked about");
+        menu.press(Key::Char(b's'), 24);
+        menu.refresh(entries(&["a-2"]).into_iter().map(|entry| Entry { made_ms: 2, ..entry }).collect());
+        assert_eq!(menu.press(Key::Char(b'y'), 24), None, "another one has its name");
+        for (rows, cols) in [(FRAME_ROWS as u16, 80), (24, 20)] {
+            menu.picture(rows, cols);
+            menu.press(Key::Char(b's'), rows);
+            assert_eq!(menu.press(Key::Char(b'y'), rows), None, "a question that cannot be seen");
+        }
     }
 
     #[test]

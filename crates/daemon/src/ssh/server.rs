@@ -6,7 +6,7 @@
 
 use super::client::Client;
 use super::host_key::{self, HostKeyError};
-use super::{Desk, Keys};
+use super::{Desk, Keys, keys};
 use crate::vm::registry::Registry;
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKey};
 use russh::server::{Config, Handle, RunningSession, run_stream};
@@ -42,7 +42,7 @@ const REFUSAL_TIME: Duration = Duration::from_secs(1);
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TRIES: usize = 3;
 /// A connection on which nothing at all moves this long is dead: answers to the above are movement.
-const STALLED: Duration = Duration::from_secs(300);
+const STALLED: Duration = Duration::from_secs(120);
 /// At the end sessions have this long to say good-bye, and their clients to go.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 const GOING_PATIENCE: Duration = Duration::from_secs(1);
@@ -109,7 +109,7 @@ impl Server {
 
 /// Begins to serve.
 pub(crate) fn serve(listener: Listener, keys: Arc<Keys>, registry: Arc<Registry>) -> Server {
-    let fingerprint = listener.key.fingerprint(HashAlg::Sha256).to_string();
+    let fingerprint = keys::fingerprint(listener.key.public_key());
     if let Ok(at) = listener.socket.local_addr() {
         tracing::info!(%at, host_key = fingerprint, "serving consoles over SSH");
     }

@@ -21,6 +21,8 @@ use tokio::time::{Instant, sleep_until};
 
 /// A menu is drawn anew at most this often for what happens to VMs; for a key at once.
 const FRAME_INTERVAL: Duration = Duration::from_millis(200);
+/// The user name that is the menu's whatever VMs are called.
+const MENU: &str = "menu";
 const MENU_ON: &str = "\x1b[?1049h\x1b[?25l\x1b[2J";
 const NO_COMMANDS: &str = "commands and subsystems are not run here. `ssh NAME@HOST` is a VM's console, `ssh HOST` a \
                            menu; `enisle vm exec` runs commands and `enisle vm cp` copies files";
@@ -53,6 +55,9 @@ pub(super) async fn serve(desk: Desk, caller: Caller, user: String, channel: Cha
     let (screen, output) = terminal::screen(writer);
     tokio::select! {
         () = show(&desk, &caller, vm, &mut keyboard, &screen) => {}
+        () = caller.lost(None) => {
+            screen.show(format!("{RESET}\r\n[enisle: this key is not in the file any more; good-bye]\r\n")).await;
+        }
         () = desk.stop.cancelled() => {
             screen.show(format!("{RESET}\r\n[enisle: the daemon stops; good-bye]\r\n")).await;
         }
@@ -63,6 +68,9 @@ pub(super) async fn serve(desk: Desk, caller: Caller, user: String, channel: Cha
 
 /// The VM that a user name names; none for the menu.
 fn named(desk: &Desk, caller: &Caller, user: &str) -> Result<Option<Handle>, String> {
+    if user == MENU {
+        return Ok(None);
+    }
     match desk.registry.get(user) {
         Ok(vm) if caller.may_see(&vm) => return Ok(Some(vm)),
         _ => {}
@@ -87,9 +95,21 @@ fn looks_like_a_vm(user: &str) -> bool {
 async fn show(desk: &Desk, caller: &Caller, vm: Option<Handle>, keyboard: &mut Keyboard, screen: &Screen) {
     match vm {
         Some(vm) => {
-            attach(&vm, caller, keyboard, screen).await;
+            at(&vm, caller, screen, attach(&vm, caller, keyboard, screen)).await;
         }
         None => menu(desk, caller, keyboard, screen).await,
+    }
+}
+
+/// Does something with a VM for as long as the caller may see it.
+async fn at(vm: &Handle, caller: &Caller, screen: &Screen, work: impl Future<Output = Left>) -> Left {
+    tokio::select! {
+        left = work => left,
+        () = caller.lost(Some(vm)) => {
+            let name = vm.name();
+            screen.show(format!("{RESET}\r\n[enisle: this key does not open {name} any more]\r\n")).await;
+            Left::Detached
+        }
     }
 }
 
@@ -106,15 +126,17 @@ async fn menu(desk: &Desk, caller: &Caller, keyboard: &mut Keyboard, screen: &Sc
         let left = match choice {
             Choice::Quit => return,
             Choice::Console(name) => match visible(desk, caller, &name) {
-                Some(vm) => attach(&vm, caller, keyboard, screen).await,
+                Some(vm) => at(&vm, caller, screen, attach(&vm, caller, keyboard, screen)).await,
                 None => Left::Detached,
             },
             Choice::Shell(name) => match visible(desk, caller, &name) {
-                Some(vm) => shell::shell(&vm, caller, keyboard, screen).await,
+                Some(vm) => at(&vm, caller, screen, shell::shell(&vm, caller, keyboard, screen)).await,
                 None => Left::Detached,
             },
-            Choice::Stop(name) => {
-                if let Some(vm) = visible(desk, caller, &name) {
+            Choice::Stop(name, made_ms) => {
+                // Not another one that has its name by now.
+                let same = |vm: &Handle| vm.plan().row.created_ms == made_ms;
+                if let Some(vm) = visible(desk, caller, &name).filter(same) {
                     stop(vm, caller);
                     menu.say(format!("stopping {name}"));
                 }
@@ -187,6 +209,7 @@ fn entries(desk: &Desk, caller: &Caller) -> Vec<Entry> {
         let vm = vm.show();
         Entry {
             name: shown(&vm.name),
+            made_ms: vm.created_ms,
             state: vm.state.to_string(),
             address: vm.address.to_string(),
             note: shown(vm.reason.as_deref().unwrap_or_default()),

@@ -68,7 +68,9 @@ async fn open(vm: &Handle, tty: Tty) -> Result<(Session, crate::vm::lifetime::St
     let machine = vm.machine_now().ok_or_else(gone)?;
     let exec =
         Exec { argv: Vec::new(), env: Vec::new(), cwd: None, user: None, tty: Some(tty), timeout_ms: None };
-    Ok((session::open(&*machine, Request::Exec(exec)).await?, place))
+    let request = Request::Exec(exec);
+    let _turn = vm.turn(&request).await?;
+    Ok((session::open(&*machine, request).await?, place))
 }
 
 /// Resolves when nobody waits any more.

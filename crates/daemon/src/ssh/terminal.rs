@@ -23,9 +23,9 @@ const DEFAULT_SIZE: Size = Size { rows: 24, cols: 80 };
 const MAX_TERM: usize = 32;
 
 /// Undoes what a guest may have done to a terminal: alternate screen, scroll region, character set,
-/// colours, keypad and paste modes, mouse reports, a hidden cursor.
+/// colours, keypad and paste modes, mouse reports, a hidden cursor, other spellings of keys.
 pub(super) const RESET: &str = "\x1b[?1049l\x1b[!p\x0f\x1b(B\x1b[0m\x1b[r\x1b[?1l\x1b>\x1b[?9l\x1b[?1000l\x1b[?1002l\
-                                \x1b[?1003l\x1b[?1004l\x1b[?1005l\x1b[?1006l\x1b[?2004l\x1b[?25h";
+                                \x1b[?1003l\x1b[?1004l\x1b[?1005l\x1b[?1006l\x1b[?2004l\x1b[>4m\x1b[=0u\x1b[?25h";
 
 /// Rows and columns, neither of them 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The server on a loopback port, with a client that does what no real one would.
 
-use super::keys::tests::{keys, private};
+use super::keys::tests::{keys, of_others, private};
 use super::*;
 use crate::fault::FaultPlan;
 use crate::parts::fake::Guest;
@@ -20,6 +20,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 struct Rig {
     bench: Bench,
+    keys: Arc<Keys>,
     server: Option<Server>,
     at: SocketAddr,
     host_key: PublicKey,
@@ -32,8 +33,9 @@ async fn rig() -> Rig {
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), dir.path()).await.unwrap();
     let at = listener.address();
     let host_key = host_key::load_or_make(dir.path()).unwrap().public_key().clone();
-    let server = Some(serve(listener, Arc::new(keys()), Arc::clone(&bench.registry)));
-    Rig { bench, server, at, host_key, dir }
+    let keys = keys();
+    let server = Some(serve(listener, Arc::clone(&keys), Arc::clone(&bench.registry)));
+    Rig { bench, keys, server, at, host_key, dir }
 }
 
 /// Accepts the one host key there is.
@@ -231,6 +233,27 @@ async fn the_menu_shows_what_the_key_opens_and_follows_what_happens() {
     assert!(rig.bench.registry.get("agents-1").is_err());
     menu.data(&b"q"[..]).await.unwrap();
     assert_eq!(shown_by(&mut menu, "").await.1, Some(0));
+}
+
+/// Keys follow the file for those who are in as well: at a console, in the menu, and for a connection's next session.
+#[tokio::test]
+async fn a_key_that_left_the_file_ends_what_was_begun_with_it() {
+    let rig = rig().await;
+    let _guest = rig.guest().await;
+    let (bob, ann) = (rig.log_in("agents-1", 2).await, rig.log_in("menu", 1).await);
+    let (mut console, mut menu) = (terminal(&bob).await, terminal(&ann).await);
+    shown_by(&mut console, "you write").await;
+    shown_by(&mut menu, "agents-1").await;
+    // Bob's key stays, for another group alone; Ann's goes.
+    rig.keys.renew(&of_others(2));
+    let (said, _) = shown_by(&mut console, "").await;
+    assert!(said.contains("this key does not open agents-1 any more"), "{said:?}");
+    let (said, _) = shown_by(&mut menu, "").await;
+    assert!(said.contains("this key is not in the file any more"), "{said:?}");
+    let (said, _) = shown_by(&mut terminal(&bob).await, "").await;
+    assert!(said.contains("there is no microVM"), "{said:?}");
+    assert!(ann.channel_open_session().await.is_err(), "nothing more over a connection that is still there");
+    assert!(!offer(&mut rig.connect().await, "menu", private(1, "")).await.success());
 }
 
 #[tokio::test]

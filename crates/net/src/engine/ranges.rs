@@ -18,15 +18,17 @@ impl Engine {
         Arc::clone(&self.ranges.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes other ranges. Slots that live are not touched, and their packets pass on; a range that is
-    /// not wanted any more is kept for as long as it has a slot, and let go by a later call. Blocks for
-    /// milliseconds.
+    /// Takes other ranges. Slots that live are not touched; a packet of theirs that meets the table while it is replaced
+    /// is dropped, and their counts of live flows and buckets of rates begin anew. A range that is not wanted any more is
+    /// kept for as long as it has a slot, and let go by a later call; one that overlaps it is refused until then. Blocks
+    /// for milliseconds.
     ///
     /// # Errors
     /// As of [`Engine::open`]; then the ranges are as before.
     pub fn set_ranges(&self, wanted: &[Range]) -> Result<(), NetError> {
         // Held to the end: one change at a time.
         let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        let _looking = self.looking();
         let around = look(&*self.kernel)?;
         let mut state = self.lock();
         let old = self.ranges();

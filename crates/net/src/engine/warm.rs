@@ -98,9 +98,6 @@ impl Engine {
     /// Takes the block of a slot that is about to be made.
     pub(super) fn take(&self, spec: &WarmSpec) -> Result<(), NetError> {
         let block = spec.block;
-        if !self.ranges().iter().any(|range| range.contains(block)) {
-            return Err(NetError::ForeignBlock(block));
-        }
         if !MTU.contains(&spec.mtu) {
             return Err(NetError::Mtu(spec.mtu));
         }
@@ -108,6 +105,10 @@ impl Engine {
             return Err(NetError::Limit(key, number));
         }
         let mut state = self.lock();
+        // Asked now: the ranges change under this lock.
+        if !self.ranges().iter().any(|range| range.contains(block)) {
+            return Err(NetError::ForeignBlock(block));
+        }
         match state.sets.slots.entry(block) {
             Entry::Occupied(_) => return Err(NetError::BlockTaken(block)),
             Entry::Vacant(free) => free.insert(spec.limits),

@@ -1,7 +1,8 @@
 //! What the kernel holds, read back: the judge's maps as the judge itself would find them, and the
 //! flows of one guest.
 //!
-//! Owns: the questions. Refuses: judging the answers (`engine::explain`), changing anything.
+//! Owns: the questions, and handing out the ring of refused packets, once. Refuses: judging the answers
+//! (`engine::explain`), changing anything.
 
 use std::net::Ipv4Addr;
 

@@ -153,6 +153,53 @@ fn a_new_directory_is_watched_with_what_is_in_it_already() {
     }
 }
 
+/// A directory is made in one that is watched, and that one moves, before either is heard of: every name it is told
+/// under is gone by the time its turn comes.
+#[test]
+fn what_was_made_just_before_its_directory_moved_is_watched() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("x")).unwrap();
+    let mut tree = Tree::new(dir.path().canonicalize().unwrap(), true, MAX_WATCHED).unwrap();
+    let mut said = Vec::new();
+    let mut note = |found: Found<'_>| {
+        if let Found::Entry { path, .. } = found {
+            said.push(path.to_owned());
+        }
+        Ok(())
+    };
+    assert!(tree.grow_root(&mut note).unwrap());
+    fs::create_dir_all(dir.path().join("x/n/below")).unwrap();
+    fs::rename(dir.path().join("x"), dir.path().join("y")).unwrap();
+    // As the events are heard: the new directory's first, under a name that leads nowhere.
+    tree.grow("x/n".into(), &mut note).unwrap();
+    tree.rename(Path::new("x"), Path::new("y"));
+    tree.grow("y".into(), &mut note).unwrap();
+    assert_eq!(said, [PathBuf::from("x"), "y/n/below".into()], "what is new and was not told of yet");
+    fs::write(dir.path().join("y/n/below/file"), "x").unwrap();
+    let mut seen = VecDeque::new();
+    tree.read(&mut seen).unwrap();
+    let of_file = |seen: &Seen| seen.name.as_deref() == Some("file".as_ref());
+    assert!(seen.iter().any(|seen| of_file(seen) && tree.path(seen.wd) == Some(Path::new("y/n/below"))));
+}
+
+#[test]
+fn a_watch_ends_with_the_directory_above_it() {
+    let above = tempfile::tempdir().unwrap();
+    fs::create_dir_all(above.path().join("a/b")).unwrap();
+    let path = above.path().join("a/b");
+    let (running, lines) = started(begin_bounded(path.to_str().unwrap(), true, MAX_WATCHED).unwrap());
+    let mut watched = Watched { dir: above, running, lines };
+    watched.tells(&["watching"]);
+    fs::rename(watched.at("a"), watched.at("c")).unwrap();
+    fs::create_dir(watched.at("c/b/new")).unwrap();
+    watched.tells(&["created new/"]);
+    assert_eq!(
+        watched.next(),
+        None,
+        "what is new could not be watched, and something else may be there by now"
+    );
+}
+
 #[test]
 fn links_are_not_followed_below_the_root() {
     let elsewhere = tempfile::tempdir().unwrap();

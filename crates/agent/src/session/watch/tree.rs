@@ -34,6 +34,16 @@ pub(super) enum Found<'a> {
     Unwatched { path: &'a Path, reason: &'a dyn Display },
 }
 
+/// What adding a directory came to.
+enum Added {
+    /// It is watched from now on.
+    New(OwnedFd),
+    /// It was already, under this path.
+    Known(OwnedFd),
+    /// There is nothing to be looked for in it: no directory, on another file system, or known by another path.
+    Nothing,
+}
+
 /// Too many directories, or a limit of the kernel's that has another name than its error.
 struct Reason(String);
 
@@ -113,7 +123,9 @@ impl Tree {
         Ok(self.root_wd.is_some() && self.root_is_there())
     }
 
-    /// Watches the directory `from` and, of a recursive watch, those below it, and tells what is in them.
+    /// Watches the directory `from` and, of a recursive watch, those below it, and tells what is in those that are new.
+    /// Those that are known are looked through as well: one that was made in them just before they moved had another
+    /// path when its turn came.
     pub(super) fn grow(
         &mut self,
         from: PathBuf,
@@ -126,7 +138,16 @@ impl Tree {
                 continue;
             }
             match self.add(&path) {
-                Ok(Some(directory)) if self.recursive => self.list(&path, &directory, &mut waiting, say)?,
+                Ok(Added::New(directory)) if self.recursive => {
+                    self.list(&path, &directory, &mut waiting, say)?;
+                }
+                Ok(Added::Known(directory)) if self.recursive => {
+                    let told = &mut |found: Found<'_>| match found {
+                        Found::Entry { .. } => Ok(()),
+                        unwatched @ Found::Unwatched { .. } => say(unwatched),
+                    };
+                    self.list(&path, &directory, &mut waiting, told)?;
+                }
                 Ok(_) => {}
                 // It went, or is something else by now: an event says so.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
@@ -177,9 +198,8 @@ impl Tree {
         Reason(format!("a watch has at most {} directories", self.most))
     }
 
-    /// Watches one directory, or the root whatever it is. `None` when there is nothing to be looked for in it:
-    /// it is watched already, no directory, or on another file system.
-    fn add(&mut self, path: &Path) -> Result<Option<OwnedFd>, Errno> {
+    /// Watches one directory, or the root whatever it is.
+    fn add(&mut self, path: &Path) -> Result<Added, Errno> {
         let is_root = path.as_os_str().is_empty();
         let flags = if is_root && !self.directory {
             OFlags::PATH
@@ -191,7 +211,7 @@ impl Tree {
             rustix::fs::openat2(CWD, self.full_path(path), flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
         let stat = rustix::fs::fstat(&fd)?;
         if identity(&stat).0 != self.identity.0 {
-            return Ok(None);
+            return Ok(Added::Nothing);
         }
         // Through the descriptor: what the path means may have changed by now.
         let name = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -199,14 +219,17 @@ impl Tree {
         if is_root {
             self.root_wd = Some(wd);
         }
-        if let Some(known) = self.watched.get(&wd)
-            && (known == path
-                || look(&self.full_path(known)).is_ok_and(|other| identity(&other) == identity(&stat)))
-        {
-            return Ok(None);
+        match self.watched.get(&wd) {
+            Some(known) if known == path => return Ok(Added::Known(fd)),
+            Some(known)
+                if look(&self.full_path(known)).is_ok_and(|other| identity(&other) == identity(&stat)) =>
+            {
+                return Ok(Added::Nothing);
+            }
+            _ => {}
         }
         self.watched.insert(wd, path.to_owned());
-        Ok(is_directory(&stat).then_some(fd))
+        Ok(if is_directory(&stat) { Added::New(fd) } else { Added::Nothing })
     }
 
     const fn mask(&self, is_root: bool) -> WatchFlags {

@@ -47,6 +47,7 @@ async fn what_is_wrong_with_a_process_has_its_code_and_place() {
         ("GET", "/1/output?since=-1", "", 400, ""),
         ("GET", "/1/output?since=18446744073709551615", "", 502, ""),
         ("GET", "/3/wait?timeout_ms=5", "", 504, ""),
+        ("GET", "/4/wait?timeout_ms=600000", "", 502, ""),
         ("GET", "/3/wait?timeout_ms=0", "", 400, ""),
         ("GET", "/3/wait?timeout_ms=3600001", "", 400, ""),
     ] {

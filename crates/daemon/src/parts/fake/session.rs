@@ -167,7 +167,12 @@ async fn processes(line: &mut Line, op: ProcessOp, tell: impl Fn(String)) {
         ProcessOp::Start(_) => info(1, ProcessState::Running {}),
         ProcessOp::List {} => info(1, ended) + &info(3, ProcessState::Running {}),
         ProcessOp::Show { id: 2 } => info(9, ended),
-        ProcessOp::Wait { id: 3, .. } => info(3, ProcessState::Running {}),
+        ProcessOp::Wait { id: 3, timeout_ms } => {
+            tokio::time::sleep(Duration::from_millis(*timeout_ms)).await;
+            info(3, ProcessState::Running {})
+        }
+        // It says at once that it has waited.
+        ProcessOp::Wait { id: 4, .. } => info(4, ProcessState::Running {}),
         ProcessOp::Show { id: 1 } | ProcessOp::Wait { id: 1, .. } => info(1, ended),
         ProcessOp::Output { id: 1, .. } => "{\"dropped\":4,\"running\":false}\nwords".to_owned(),
         ProcessOp::Output { id: 2, .. } => {

@@ -1,7 +1,8 @@
 //! When slots are measured: beside each thing that ends a count.
 //!
-//! Owns: that a slot begins and ends with its meter. Refuses: the sums (`traffic`). The map of slots is held
-//! for one slot at a time, so that nobody who makes or removes one waits for all of them to be read.
+//! Owns: that a slot begins and ends with its meter. Refuses: the sums (`traffic`). For a scrape the
+//! map of slots is held for one slot at a time, so that nobody who makes or removes one waits for all of them to be read;
+//! a change of policies holds it for all that it changes.
 
 use super::traffic::{Ledger, RULES};
 use super::{Network, Slots};

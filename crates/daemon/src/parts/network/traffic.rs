@@ -46,8 +46,8 @@ impl Ledger {
         self.meters.insert(block, meter);
     }
 
-    /// Adds what is new. A count below the last one was read at the same moment as others went on, and is
-    /// made up for the next time.
+    /// Adds what is new. A count of the judge's below the last one was read at the same moment as others went on, and
+    /// is made up for the next time.
     pub(super) fn settle(&mut self, block: Block, measured: &Measured) {
         let Some(meter) = self.meters.get_mut(&block) else { return };
         let Some(total) = self.totals.get_mut(&meter.group) else { return };
@@ -55,6 +55,10 @@ impl Ledger {
         for i in 0..total.packets.len() {
             total.packets[i] += more(&mut last.packets[i], measured.packets[i]);
             total.bytes[i] += more(&mut last.bytes[i], measured.bytes[i]);
+        }
+        // One counter of the host's table, which begins anew with the table.
+        if measured.flows_refused < last.flows_refused {
+            last.flows_refused = 0;
         }
         total.flows_refused += more(&mut last.flows_refused, measured.flows_refused);
         for refused in &measured.refused {

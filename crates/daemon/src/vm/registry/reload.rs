@@ -42,6 +42,19 @@ pub(crate) enum RegroupError {
         /// The VMs.
         vms: String,
     },
+    /// A range cannot grow, shrink or move by a part: slots that wait for a VM have addresses in the old one.
+    #[error(
+        "group `{group}`: `network.range` {range} overlaps {old}, which is in use until the daemon ends: put the old range \
+         back, take one beside it, or restart the daemon"
+    )]
+    RangeOverlaps {
+        /// The group.
+        group: String,
+        /// Its new range.
+        range: Range,
+        /// One of before.
+        old: Range,
+    },
     /// VMs of a group that is not in the file have addresses there.
     #[error(
         "group `{group}`: `network.range` {range} overlaps {other}, which microVMs of the removed group `{of}` \
@@ -104,7 +117,8 @@ impl Registry {
             return Err(RegroupError::Stopping);
         }
         let handles = self.list();
-        let ranges = ranges(wanted, &handles)?;
+        let ranges = ranges_of(wanted, &handles)?;
+        overlapping(wanted, &groups)?;
         let mut changes = Changes::default();
         let (mut plans, mut relisted, mut launches) = (Vec::new(), Vec::new(), Vec::new());
         for group in wanted {
@@ -157,7 +171,9 @@ impl Registry {
         let parts = &self.workshop.parts;
         parts.set_ranges(ranges).map_err(RegroupError::Network)?;
         if let Err(error) = parts.switch(&policies) {
-            let before: Vec<Range> = present.iter().map(|plan| plan.config.network.range).collect();
+            let before: Vec<Group> = present.iter().map(|plan| plan.config.clone()).collect();
+            // They were right a moment ago.
+            let before = ranges_of(&before, handles).unwrap_or_default();
             if let Err(left) = parts.set_ranges(&before) {
                 tracing::error!("cannot put the ranges back: {}", Chain(&left));
             }
@@ -183,8 +199,20 @@ impl Registry {
     }
 }
 
+/// New ranges that overlap one of before without being it.
+fn overlapping(wanted: &[Group], present: &[Arc<GroupPlan>]) -> Result<(), RegroupError> {
+    let old: Vec<Range> = present.iter().map(|plan| plan.config.network.range).collect();
+    for group in wanted.iter().filter(|group| !old.contains(&group.network.range)) {
+        let range = group.network.range;
+        if let Some(old) = old.iter().find(|old| old.overlaps(&range)) {
+            return Err(RegroupError::RangeOverlaps { group: group.name.clone(), range, old: *old });
+        }
+    }
+    Ok(())
+}
+
 /// The ranges there must be: those of the file, and those that VMs of removed groups still have.
-fn ranges(wanted: &[Group], handles: &[Handle]) -> Result<Vec<Range>, RegroupError> {
+fn ranges_of(wanted: &[Group], handles: &[Handle]) -> Result<Vec<Range>, RegroupError> {
     let mut all: Vec<Range> = wanted.iter().map(|group| group.network.range).collect();
     for group in wanted {
         let range = group.network.range;

@@ -145,6 +145,9 @@ async fn what_cannot_be_changes_nothing() {
         same();
     }
     assert_eq!(bench.parts.ranges.lock().unwrap().len(), 1, "put back");
+    let said = refused(&[("agents", 1, "169.254.100.0/28", "")]);
+    assert!(said.contains("`agents`") && said.contains("restart"), "it grows: {said}");
+    same();
     vm.remove(Removal::Deleted).await.unwrap();
     bench.registry.regroup(&groups(&[("agents", 1, OTHERS, "")])).expect("nobody has the old range any more");
     bench.all_ready().await;
