@@ -3,7 +3,7 @@
 
 BUILD_PACKAGES=(ca-certificates clang cpio gcc libc6-dev make pkg-config)
 RUN_PACKAGES=(debian-archive-keyring dpkg-dev e2fsprogs kmod mmdebstrap qemu-system-x86 qemu-utils xz-utils zstd)
-TEST_PACKAGES=(bc bpftool iproute2 iptables iputils-ping nftables openssh-client procps sqlite3 systemd tcpdump ufw util-linux
+TEST_PACKAGES=(bc bpftool curl iproute2 iptables iputils-ping nftables openssh-client procps sqlite3 systemd tcpdump ufw util-linux
     # What firewalld and NetworkManager need; not they, whose installation starts them: see need_unpacked.
     dbus-daemon gir1.2-glib-2.0 python3-dbus python3-gi python3-nftables
     # The client that is written from the documents alone: tests-vm/conformance.
@@ -26,6 +26,13 @@ as_user() {
         sudo -u "$SUDO_USER" -H env PATH="$PATH" "$@"
     else
         "$@"
+    fi
+}
+
+# What root's cargo has written below target/ becomes theirs again.
+give_back() {
+    if [ -n "${SUDO_USER-}" ] && [ "$SUDO_USER" != root ] && [ -d target ]; then
+        chown -Rh --from=root "$SUDO_USER:" target
     fi
 }
 
@@ -83,6 +90,8 @@ need_rust() {
     want=$(rust_version)
     home=$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)
     PATH="$PATH:$home/.cargo/bin:/root/.cargo/bin"
+    # For root's cargo, which may be rustup's of that user.
+    if [ -z "${RUSTUP_HOME-}" ] && [ -d "$home/.rustup" ]; then export RUSTUP_HOME="$home/.rustup"; fi
     have=$(as_user cargo --version 2>/dev/null | awk '{print $2}') || true
     if [ -n "$have" ] && dpkg --compare-versions "$have" ge "$want"; then return 0; fi
     candidate=$(apt-cache policy cargo 2>/dev/null | awk '/Candidate:/ {print $2}')
@@ -153,14 +162,17 @@ need_unpacked_promtool() {
 
 # What makes up malformed requests from the OpenAPI document, with everything it needs, at fixed versions.
 need_schemathesis() {
-    local root=target/tools/schemathesis
-    [ ! -x "$root/bin/schemathesis" ] || return 0
+    local root=target/tools/schemathesis wanted=tests-vm/conformance/requirements.txt
+    cmp -s "$root/installed.txt" "$wanted" && return 0
+    /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die "schemathesis, at the versions of $wanted, needs Python 3.11 or newer" "the tests run on Debian 12 and 13 and on Ubuntu 24.04"
     say "installing schemathesis below target/"
-    as_user rm -rf "$root" "$root.new"
+    as_user rm -rf "$root"
     # Made under its own name: a virtual environment cannot be moved. Its mark comes last.
-    as_user /usr/bin/python3 -m venv "$root" || return
-    as_user "$root/bin/pip" install --quiet --disable-pip-version-check --requirement tests-vm/conformance/requirements.txt ||
-        { as_user rm -rf "$root" && return 1; }
+    as_user /usr/bin/python3 -m venv "$root" || die "no virtual environment in $root"
+    as_user "$root/bin/pip" install --quiet --disable-pip-version-check --requirement "$wanted" ||
+        die "pip does not install what $wanted names" "$root/bin/pip install --requirement $wanted   says why"
+    as_user cp "$wanted" "$root/installed.txt"
 }
 
 # Packages, and the libraries that they need and the machine has not, in target/tools/NAME, where the

@@ -51,6 +51,7 @@ pub(crate) fn run(root: &Path, args: &DistArgs) -> Result<Vec<String>> {
     licences::write(root, &files.join("usr/share/doc/enisle"))?;
     fs::create_dir_all(&control)?;
     describe(root, &files, &control)?;
+    directories(&files)?;
     let version = env!("CARGO_PKG_VERSION");
     let package = dist.join(format!("enisle_{version}_{ARCH}.deb"));
     let mut command = Command::new("dpkg-deb");
@@ -112,6 +113,7 @@ fn made_by(enisle: &Path, files: &Path) -> Result<()> {
     fs::create_dir_all(&pages)?;
     check(Command::new(enisle).arg("man").arg(&pages))?;
     for page in sorted(&pages)? {
+        fs::set_permissions(&page, fs::Permissions::from_mode(0o644))?;
         check(Command::new("gzip").args(["-9n"]).arg(page))?;
     }
     for (shell, to) in [
@@ -194,6 +196,17 @@ pub(crate) fn put(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     fs::create_dir_all(dir)?;
     fs::write(path, bytes).with_context(|| path.display().to_string())?;
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
+}
+
+/// Gives a directory and all below it the mode that directories of a package have, whatever the umask.
+fn directories(dir: &Path) -> Result<()> {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+    for path in sorted(dir)? {
+        if path.is_dir() {
+            directories(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn name(path: &Path) -> Result<&std::ffi::OsStr> {

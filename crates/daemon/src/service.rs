@@ -12,8 +12,8 @@ const PACKAGED: &str = include_str!("../../../packaging/enisle.service");
 pub const UNIT_PATH: &str = "/etc/systemd/system/enisle.service";
 /// Begins a unit of ours; its checksum follows.
 const MARK: &str = "# Written by `enisle service install`, checksum ";
-/// `ProtectHome=` closes these.
-const CLOSED: [&str; 3] = ["/home", "/root", "/run/user"];
+/// `ProtectHome=` closes these, `PrivateTmp=` shows others in the place of the last two.
+const CLOSED: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
 
 /// Why a unit was not made, written or removed. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,7 @@ fn plain(path: &Path) -> Result<&str, ServiceError> {
     }
     if CLOSED.iter().any(|closed| path.starts_with(closed)) {
         return Err(refuse(
-            "the unit closes home directories to the daemon; copy it, to /usr/local/bin or /etc/enisle",
+            "the unit closes home and temporary directories to the daemon; copy it, to /usr/local/bin or /etc/enisle",
         ));
     }
     let own = |c: char| c.is_whitespace() || c.is_control() || "\"'\\%$;".contains(c);
