@@ -5,7 +5,7 @@
 
 Needs nothing but Python: the API is HTTP on a unix socket (docs/api.md). REPOSITORY is a directory; COMMAND is run by
 `sh` in the copy of it; RESULT is a file that COMMAND makes there, and comes back into the current directory. The daemon
-is at ENISLE_API, or unix:/run/enisle/api.sock.
+is at ENISLE_API, or unix:/run/enisle/api.sock; where it has several groups, ENISLE_GROUP names one.
 """
 
 import base64
@@ -76,6 +76,8 @@ def main():
     if len(sys.argv) != 4:
         raise SystemExit(__doc__)
     wanted = {"wait": True, "timeout_ms": 240_000, "ttl_ms": 3_600_000, "labels": {"example": "agent-session"}}
+    if "ENISLE_GROUP" in os.environ:
+        wanted["group"] = os.environ["ENISLE_GROUP"]
     vm = "/v1/vms/" + json.loads(ask("POST", "/v1/vms", wanted))["name"]
     try:
         code = session(vm, *sys.argv[1:])

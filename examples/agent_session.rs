@@ -5,7 +5,8 @@
 //! ```
 //!
 //! REPOSITORY is a directory; COMMAND is run by `sh` in the copy of it; RESULT is a file that COMMAND makes there,
-//! and comes back into the current directory. The daemon is at ENISLE_API, or unix:/run/enisle/api.sock.
+//! and comes back into the current directory. The daemon is at ENISLE_API, or unix:/run/enisle/api.sock;
+//! where it has several groups, ENISLE_GROUP names one.
 
 use enisle_client::api::CreateVm;
 use enisle_client::api::stream::Exec;
@@ -34,6 +35,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let client = Client::new(endpoint);
 
     let wanted = CreateVm {
+        group: std::env::var("ENISLE_GROUP").ok(),
         wait: true,
         labels: BTreeMap::from([("example".to_owned(), "agent-session".to_owned())]),
         // Whatever becomes of this program, the sandbox is gone in an hour.

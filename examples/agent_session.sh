@@ -4,12 +4,13 @@
 #     agent_session.sh REPOSITORY COMMAND RESULT
 #
 # REPOSITORY is a directory; COMMAND is run by `sh` in the copy of it; RESULT is a file that COMMAND makes there, and
-# comes back into the current directory. The daemon is at ENISLE_API, or unix:/run/enisle/api.sock.
+# comes back into the current directory. The daemon is at ENISLE_API, or unix:/run/enisle/api.sock;
+# where it has several groups, ENISLE_GROUP names one.
 set -eu
 [ $# -eq 3 ] || { echo "usage: $0 REPOSITORY COMMAND RESULT" >&2; exit 2; }
 place=/root/repository
 
-vm=$(enisle vm new --wait --timeout 4m --ttl 1h --label example=agent-session)
+vm=$(enisle vm new ${ENISLE_GROUP:+"$ENISLE_GROUP"} --wait --timeout 4m --ttl 1h --label example=agent-session)
 trap 'enisle vm delete "$vm" >/dev/null' EXIT
 # dash, which is sh here and there, ends by a signal without what stands above.
 trap 'exit 130' INT

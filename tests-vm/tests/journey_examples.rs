@@ -57,6 +57,10 @@ fn an_agents_session_in_three_languages() {
         }),
         ("shell", Command::new(examples.join("agent_session.sh"))),
     ] {
+        let mut example = example;
+        if name != "shell" {
+            example.env("ENISLE_GROUP", "agents");
+        }
         let (output, report) = session(&site, name, example);
         assert_eq!(
             output.status.code(),
