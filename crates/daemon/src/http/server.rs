@@ -18,12 +18,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// Connections at a time: two for every stream that a few VMs may have.
 const MAX_CONNECTIONS: usize = 4096;
 /// A client sends the head of its request within this time.
@@ -79,25 +81,31 @@ impl Listener {
             std::fs::create_dir_all(dir).map_err(at("make", dir))?;
         }
         remove_stale(path)?;
-        // Bound under a name nobody connects to, so that the socket never exists with another
-        // owner or mode than it shall have.
         let hidden = path.with_extension(format!("{}", std::process::id()));
         remove(&hidden).map_err(at("remove", &hidden))?;
-        let inner = UnixListener::bind(&hidden).map_err(at("bind", path))?;
-        let listener = Self { inner, path: hidden };
-        std::fs::set_permissions(&listener.path, Permissions::from_mode(MODE))
-            .map_err(at("set the mode of", path))?;
-        if let Some(gid) = group_file::gid(GROUP) {
-            chown(&listener.path, None, Some(gid)).map_err(at("set the group of", path))?;
-        }
-        std::fs::rename(&listener.path, path).map_err(at("bind", path))?;
-        Ok(listener.renamed(path))
+        let listening = || {
+            let inner = closed(&hidden, path)?.listen(BACKLOG).map_err(at("listen on", path))?;
+            std::fs::rename(&hidden, path).map_err(at("bind", path))?;
+            Ok(inner)
+        };
+        let inner = listening().inspect_err(|_| {
+            // The error is what counts.
+            let _ = remove(&hidden);
+        })?;
+        Ok(Self { inner, path: path.to_owned() })
     }
+}
 
-    fn renamed(mut self, path: &Path) -> Self {
-        self.path = path.to_owned();
-        self
+/// A socket bound to `hidden` for `path`, with its mode and group, to which nobody can connect yet. Until it has them the
+/// file has what the umask leaves, and who connected then would be in for good.
+fn closed(hidden: &Path, path: &Path) -> Result<UnixSocket, ListenError> {
+    let socket = UnixSocket::new_stream().map_err(at("open a socket for", path))?;
+    socket.bind(hidden).map_err(at("bind", path))?;
+    std::fs::set_permissions(hidden, Permissions::from_mode(MODE)).map_err(at("set the mode of", path))?;
+    if let Some(gid) = group_file::gid(GROUP) {
+        chown(hidden, None, Some(gid)).map_err(at("set the group of", path))?;
     }
+    Ok(socket)
 }
 
 impl Drop for Listener {
@@ -230,5 +238,22 @@ pub(super) async fn serve_connection<P: Mark>(
     };
     if let Err(error) = served {
         tracing::debug!("a connection to the API ended: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_gets_in_before_the_socket_has_its_mode_and_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hidden, path) = (dir.path().join("api.1"), dir.path().join("api.sock"));
+        let socket = closed(&hidden, &path).unwrap();
+        assert_eq!(std::fs::metadata(&hidden).unwrap().permissions().mode() & 0o777, MODE);
+        let refused = std::os::unix::net::UnixStream::connect(&hidden).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        let _listener = socket.listen(BACKLOG).unwrap();
+        std::os::unix::net::UnixStream::connect(&hidden).unwrap();
     }
 }
