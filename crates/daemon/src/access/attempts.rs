@@ -1,7 +1,7 @@
 //! Wrong attempts: slow, and few at a time from an address.
 //!
-//! Owns: the table of addresses with an attempt that waits for its answer. It is as large as there
-//! are such connections, which are bounded, so that nothing is forgotten by force. While an address
+//! Owns: the table of addresses with an attempt whose answer is not due yet. It is as large as the attempts of
+//! one [`DELAY`], each of which took a handshake, so that nothing is forgotten by force. While an address
 //! has [`AT_ONCE`] of them, no token from it is looked at: about so many guesses per
 //! [`DELAY`] can be made (a few more, where several processors look at the same moment). A good token is never slow, and an address is free again at once when its
 //! attempts are answered. Refuses: judging tokens.
@@ -34,13 +34,19 @@ impl Attempts {
         self.lock().get(&source(from)).is_none_or(|waiting| *waiting < AT_ONCE)
     }
 
-    /// Waits as long as the answer to a wrong token takes. Dropped before, when the client went away,
-    /// the address is free at once, but its connection is gone as well.
+    /// Waits as long as the answer to a wrong token takes. The address is free no earlier when this is dropped,
+    /// because the client went away: a good token is answered at once, so that who hears nothing at once has his
+    /// answer too.
     pub(crate) async fn wrong(&self, from: IpAddr) {
         let from = source(from);
         *self.lock().entry(from).or_default() += 1;
-        let _waiting = Waiting { attempts: self, from };
-        tokio::time::sleep(self.delay).await;
+        let waiting = Waiting { attempts: self.clone(), from };
+        let due = tokio::spawn(async move {
+            tokio::time::sleep(waiting.attempts.delay).await;
+            drop(waiting);
+        });
+        // It ends by itself, or with the daemon.
+        let _ = due.await;
     }
 
     /// A panic elsewhere leaves a map that is whole: every change of it is one call.
@@ -49,12 +55,12 @@ impl Attempts {
     }
 }
 
-struct Waiting<'a> {
-    attempts: &'a Attempts,
+struct Waiting {
+    attempts: Attempts,
     from: IpAddr,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
         let mut waiting = self.attempts.lock();
         if let Some(count) = waiting.get_mut(&self.from) {
@@ -97,6 +103,19 @@ mod tests {
         assert!(begun.elapsed() >= DELAY - Duration::from_millis(10));
         assert!(attempts.may_try(bad));
         assert!(attempts.lock().is_empty(), "nothing is kept of an address that waits no more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_hangs_up_before_the_answer_has_made_an_attempt_all_the_same() {
+        let attempts = Attempts::new(DELAY);
+        let bad: IpAddr = "192.0.2.1".parse().unwrap();
+        for _ in 0..AT_ONCE {
+            assert!(attempts.may_try(bad));
+            tokio::time::timeout(DELAY / 10, attempts.wrong(bad)).await.expect_err("it is answered early");
+        }
+        assert!(!attempts.may_try(bad), "all were dropped, none of them is due");
+        tokio::time::sleep(DELAY).await;
+        assert!(attempts.may_try(bad) && attempts.lock().is_empty());
     }
 
     #[test]

@@ -152,16 +152,22 @@ async fn group_in_path(app: &App, request: &mut Parts) -> Result<Subject, ApiErr
 
 /// The holder of the token that a request shows. A wrong one is answered slowly.
 async fn authenticate(app: &App, from: SocketAddr, request: &Parts) -> Result<Caller, ApiError> {
-    if !app.attempts.may_try(from.ip()) {
+    let connection = request.extensions.get::<Arc<Connection>>();
+    let text = bearer(&request.headers);
+    let shown = text.and_then(Shown::parse);
+    // Who was let in over this connection is no stranger, whoever else guesses behind the same address.
+    let is_known =
+        shown.as_ref().zip(connection).is_some_and(|(shown, connection)| connection.knows(&shown.id));
+    if !is_known && !app.attempts.may_try(from.ip()) {
         let detail = "too many wrong tokens came from this address just now";
         return Err(Problem::new(Code::TooManyAttempts, detail).hint("try again in a second").into());
     }
-    let Some(text) = bearer(&request.headers) else {
+    if text.is_none() {
         let problem = Problem::new(Code::Unauthorized, "the request has no token");
         let hint = "over TCP each request needs `Authorization: Bearer TOKEN`; `enisle token create` on the daemon's host makes one";
         return slowly(&app.attempts, from, problem.hint(hint)).await;
-    };
-    let Some(shown) = Shown::parse(text) else {
+    }
+    let Some(shown) = shown else {
         tracing::warn!(%from, "a request with something that is no token was refused");
         let detail = format!("what the request shows is no token; one begins with {TOKEN_PREFIX}");
         return slowly(&app.attempts, from, Problem::new(Code::Unauthorized, detail)).await;
@@ -184,9 +190,7 @@ async fn authenticate(app: &App, from: SocketAddr, request: &Parts) -> Result<Ca
         }
     };
     tracing::Span::current().record("token", shown.id);
-    let admitted =
-        request.extensions.get::<Arc<Connection>>().is_none_or(|connection| connection.admit(&good));
-    if !admitted {
+    if connection.is_some_and(|connection| !connection.admit(&good)) {
         let detail = "there are too many connections to this daemon, or too many tokens on this one";
         return Err(Problem::new(Code::TooManyAttempts, detail)
             .hint("end some of them, or try again")

@@ -149,6 +149,16 @@ impl Connection {
         true
     }
 
+    /// Whether a good token of this id came before.
+    pub(super) fn knows(&self, id: &str) -> bool {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+
+    /// Resolves when it is cut.
+    pub(super) async fn over(&self) {
+        self.cut.cancelled().await;
+    }
+
     /// Whether no good token came yet.
     pub(super) fn is_strange(&self) -> bool {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).is_empty()

@@ -4,6 +4,7 @@
 //! anything.
 
 use crate::access::Peer;
+use crate::guest::printable;
 use crate::user_file;
 use axum::body::Body;
 use axum::extract::Request;
@@ -68,10 +69,13 @@ fn log(method: &Method, path: &str, response: &Response, problem: Option<&Proble
     let (status, ms) = (response.status().as_u16(), begun.elapsed().as_millis());
     match problem {
         Some(problem) if status >= 500 => {
-            tracing::warn!(%method, path, status, ms, code = problem.code.name(), "{}", problem.detail);
+            let detail = printable(&problem.detail);
+            tracing::warn!(%method, path, status, ms, code = problem.code.name(), "{detail}");
         }
         Some(problem) => {
-            tracing::debug!(%method, path, status, ms, code = problem.code.name(), "{}", problem.detail);
+            // It may quote the client, who could write lines of his own else.
+            let detail = printable(&problem.detail);
+            tracing::debug!(%method, path, status, ms, code = problem.code.name(), "{detail}");
         }
         None => tracing::debug!(%method, path, status, ms, "answered"),
     }

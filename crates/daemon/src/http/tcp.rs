@@ -16,6 +16,7 @@ use axum::Router;
 use axum::extract::Request;
 use enisle_api::{Code, Problem};
 use hyper::body::Incoming;
+use rustix::net::sockopt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,6 +32,12 @@ use tokio_util::task::TaskTracker;
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// From there to a good token.
 const STRANGER_PATIENCE: Duration = Duration::from_secs(30);
+/// After this much silence a peer is asked whether it is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// Without an answer again after this,
+const KEEP_ALIVE_AGAIN: Duration = Duration::from_secs(15);
+/// so often; then the connection is broken.
+const KEEP_ALIVE_TRIES: u32 = 4;
 /// The first byte of TLS: a record of the type handshake (RFC 8446 §5.1).
 const HANDSHAKE: u8 = 22;
 
@@ -201,6 +208,9 @@ impl Hall {
     ) {
         // Answers are written whole; waiting for more would only delay them.
         let _ = stream.set_nodelay(true);
+        if let Err(error) = keep_alive(&stream) {
+            return tracing::debug!(%from, "a connection is gone already: {error}");
+        }
         let Some(acceptor) = acceptor else {
             if !connection.trust() {
                 return tracing::debug!(%from, "too many connections");
@@ -226,9 +236,21 @@ impl Hall {
         };
         tokio::select! {
             () = served => {}
+            // A request that waits for something else than its client's bytes does not look at them.
+            () = connection.over() => {}
             () = strange => tracing::debug!(%from, "no token came in time"),
         }
     }
+}
+
+/// Has the kernel find out that the other end is gone without a word, as when its machine lost its power: what
+/// it began would go on, and a VM never be idle.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE_AGAIN)?;
+    sockopt::set_tcp_keepcnt(stream, KEEP_ALIVE_TRIES)?;
+    Ok(())
 }
 
 /// The TLS stream; `None` for who speaks HTTP, and was told so.

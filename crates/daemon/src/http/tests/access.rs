@@ -1,5 +1,7 @@
 //! Who may do what, over real TLS: every route for every kind of caller.
 
+mod held;
+
 use super::access::Need;
 use super::*;
 use crate::http::tcp::Bound;
