@@ -53,6 +53,17 @@ pub(crate) enum TokenError {
     /// The store.
     #[error("cannot write the token")]
     Store(#[from] StoreError),
+    /// The store, when one was to be ended: it is, but for a daemon that is started later.
+    #[error(
+        "the token {id} is ended, but this cannot be written: it would be good again after the daemon's next start"
+    )]
+    NotKept {
+        /// Which.
+        id: String,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
 }
 
 /// Why a token is not good.
@@ -81,13 +92,15 @@ struct Known {
     row: TokenRow,
     scopes: Vec<Scope>,
     ended: CancellationToken,
+    /// It was revoked, but the store does not know yet.
+    unsaved: bool,
 }
 
 impl Known {
     fn new(row: TokenRow) -> Self {
         // A scope of a later version gives nothing in this one.
         let scopes = row.scopes.split(' ').filter_map(|scope| scope.parse().ok()).collect();
-        Self { row, scopes, ended: CancellationToken::new() }
+        Self { row, scopes, ended: CancellationToken::new(), unsaved: false }
     }
 
     fn show(&self) -> Token {
@@ -169,15 +182,17 @@ impl Tokens {
         Ok((token, shown.text()))
     }
 
-    /// Ends one, with what was begun with it.
+    /// Ends one, with what was begun with it, also when the disk is full: it may be in wrong hands. Asked for again, it is
+    /// written again.
     pub(crate) fn revoke(&self, id: &str) -> Result<(), TokenError> {
         let mut known = self.lock();
-        let found = known.get_mut(id).filter(|one| one.row.revoked_ms.is_none());
+        let found = known.get_mut(id).filter(|one| one.row.revoked_ms.is_none() || one.unsaved);
         let one = found.ok_or_else(|| TokenError::Unknown(id.to_owned()))?;
-        let row = TokenRow { revoked_ms: Some(now_ms()), ..one.row.clone() };
-        self.store.put_token(&row)?;
-        one.row = row;
+        one.row.revoked_ms = Some(now_ms());
+        one.unsaved = true;
         one.ended.cancel();
+        self.store.put_token(&one.row).map_err(|source| TokenError::NotKept { id: id.to_owned(), source })?;
+        one.unsaved = false;
         Ok(())
     }
 
@@ -273,6 +288,31 @@ mod tests {
         assert_eq!(tokens.judge(&Shown::parse(&other).unwrap()).unwrap_err(), Wrong::Revoked);
         assert!(matches!(tokens.revoke(&second.id), Err(TokenError::Unknown(_))));
         assert!(tokens.judge(&Shown::parse(&text).unwrap()).is_ok());
+    }
+
+    #[test]
+    fn one_is_ended_though_nothing_can_be_written_and_again_when_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let (id, text);
+        {
+            let tokens = tokens(&dir);
+            let (made, secret) = tokens.create(&ask("admin", None)).unwrap();
+            (id, text) = (made.id, secret);
+            let shown = Shown::parse(&text).unwrap();
+            let good = tokens.judge(&shown).unwrap();
+            let path = dir.path().join("state.db");
+            let other = rusqlite::Connection::open(path).unwrap();
+            other.execute_batch("ALTER TABLE tokens RENAME TO away").unwrap();
+            let error = tokens.revoke(&id).unwrap_err();
+            assert!(matches!(&error, TokenError::NotKept { .. }), "{error}");
+            assert!(good.ended.is_cancelled());
+            assert_eq!(tokens.judge(&shown).unwrap_err(), Wrong::Revoked);
+            other.execute_batch("ALTER TABLE away RENAME TO tokens").unwrap();
+            tokens.revoke(&id).unwrap();
+            assert!(matches!(tokens.revoke(&id), Err(TokenError::Unknown(_))));
+        }
+        let shown = Shown::parse(&text).unwrap();
+        assert_eq!(tokens(&dir).judge(&shown).unwrap_err(), Wrong::Revoked);
     }
 
     #[test]

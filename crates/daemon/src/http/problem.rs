@@ -49,6 +49,9 @@ impl From<TokenError> for ApiError {
             TokenError::Bad { field, .. } => new(Code::InvalidRequest).pointer(format!("/{field}")),
             TokenError::TooMany => new(Code::Exhausted),
             TokenError::Unknown(_) => new(Code::NotFound).hint("`enisle token list` shows those there are"),
+            TokenError::NotKept { .. } => {
+                new(Code::Internal).hint("make room for the state, then revoke it again")
+            }
             TokenError::NoRandomness(_) | TokenError::Store(_) => new(Code::Internal),
         }
         .into()
