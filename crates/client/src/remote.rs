@@ -6,6 +6,7 @@ use crate::endpoint::At;
 use crate::trust::{Trust, handshake_failed};
 use crate::{Endpoint, Error};
 use http::HeaderValue;
+use rustix::net::sockopt;
 use rustls::pki_types::ServerName;
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -19,6 +20,13 @@ use tokio_rustls::TlsConnector;
 
 /// A TCP connection is made within this time, and so is the handshake over it.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+
+/// After so much silence a daemon is asked whether it is still there,
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// without an answer again after this,
+const KEEP_ALIVE_AGAIN: Duration = Duration::from_secs(15);
+/// so often; then the connection is broken.
+const KEEP_ALIVE_TRIES: u32 = 4;
 
 /// A token for `Authorization: Bearer`. Does not print itself.
 #[derive(Clone, PartialEq, Eq)]
@@ -142,8 +150,18 @@ impl Remote {
         };
         // Keystrokes do not wait for more of them.
         stream.set_nodelay(true).map_err(unreachable)?;
+        keep_alive(&stream).map_err(unreachable)?;
         Ok(stream)
     }
+}
+
+/// A daemon whose machine lost its power says nothing: who waits for an event or an exit would do so for ever.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE_AGAIN)?;
+    sockopt::set_tcp_keepcnt(stream, KEEP_ALIVE_TRIES)?;
+    Ok(())
 }
 
 async fn unix(path: &Path) -> Result<UnixStream, Error> {
@@ -157,6 +175,22 @@ async fn unix(path: &Path) -> Result<UnixStream, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_silent_daemon_is_asked_after() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let remote = Remote::new(format!("http://127.0.0.1:{port}").parse().unwrap(), Trust::System, None);
+        let _stream = remote.connect().await.unwrap();
+        let _accepted = listener.accept().await.unwrap();
+        // proc(5): the client's end is the one whose remote port this is; timer 02 is the keep-alive's.
+        let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let asks = table.lines().skip(1).any(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields[2].ends_with(&format!(":{port:04X}")) && fields[5].starts_with("02:")
+        });
+        assert!(asks, "{table}");
+    }
 
     #[test]
     fn a_token_is_one_line_is_not_printed_and_goes_only_under_tls() {

@@ -75,9 +75,9 @@ pub(crate) fn run(json: bool, api: Option<&Endpoint>, command: &ContextCommand) 
     match command {
         ContextCommand::Add(args) => add(api, args)?,
         ContextCommand::List => list(json)?,
-        ContextCommand::Use { name } => Contexts::load()?.select(name)?,
+        ContextCommand::Use { name } => Contexts::load_to_change()?.select(name)?,
         ContextCommand::Show { name } => show(json, name.as_deref())?,
-        ContextCommand::Remove { name } => Contexts::load()?.remove(name)?,
+        ContextCommand::Remove { name } => Contexts::load_to_change()?.remove(name)?,
     }
     Ok(0)
 }
@@ -99,9 +99,11 @@ fn add(api: Option<&Endpoint>, args: &AddArgs) -> Result<(), Failure> {
         ),
         None => None,
     };
-    let mut contexts = Contexts::load()?;
-    contexts.may_add(&args.name, args.replace)?;
+    // First what is wrong at once; a token on standard input may take its time, and is not waited for with a lock.
+    Contexts::load()?.may_add(&args.name, args.replace)?;
     let token = args.token_file.as_deref().map(read_token).transpose()?;
+    let mut contexts = Contexts::load_to_change()?;
+    contexts.may_add(&args.name, args.replace)?;
     contexts.add(
         &args.name,
         Context { endpoint, pin: args.pin, ca, token: None },

@@ -1,10 +1,12 @@
 //! Contexts at rest: `contexts.json` and a file for each token, below `$XDG_CONFIG_HOME/enisle` or
 //! `~/.config/enisle`.
 //!
-//! Owns: those files, readable by their owner alone, each whole or as it was. Refuses: to print a token.
+//! Owns: those files, readable by their owner alone, each whole or as it was, and changed by one command at a time.
+//! Refuses: to print a token.
 
 use crate::{ExitCode, Failure};
 use enisle_client::{Endpoint, Pin, Secret};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -75,6 +77,8 @@ pub(crate) struct Contexts {
     dir: PathBuf,
     current: Option<String>,
     contexts: BTreeMap<String, Context>,
+    /// Locked while they are changed.
+    _lock: Option<fs::File>,
 }
 
 impl Contexts {
@@ -82,8 +86,32 @@ impl Contexts {
     pub(crate) fn load() -> Result<Self, Failure> {
         match directory() {
             Some(dir) => Self::load_from(dir),
-            None => Ok(Self { dir: PathBuf::new(), current: None, contexts: BTreeMap::new() }),
+            None => Ok(Self::none(PathBuf::new())),
         }
+    }
+
+    /// The same to change them: another command that does waits until this one has.
+    pub(crate) fn load_to_change() -> Result<Self, Failure> {
+        match directory() {
+            Some(dir) => Self::lock(dir),
+            None => Self::load(),
+        }
+    }
+
+    fn lock(dir: PathBuf) -> Result<Self, Failure> {
+        let path = dir.join("lock");
+        let locked = || -> io::Result<fs::File> {
+            DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+            let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            flock(&file, FlockOperation::LockExclusive)?;
+            Ok(file)
+        };
+        let file = locked().map_err(|e| Failure::io(&format!("cannot lock {}", path.display()), &e))?;
+        Ok(Self { _lock: Some(file), ..Self::load_from(dir)? })
+    }
+
+    fn none(dir: PathBuf) -> Self {
+        Self { dir, current: None, contexts: BTreeMap::new(), _lock: None }
     }
 
     fn load_from(dir: PathBuf) -> Result<Self, Failure> {
@@ -96,7 +124,7 @@ impl Contexts {
         match fs::File::open(&path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text)) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Ok(Self { dir, current: None, contexts: BTreeMap::new() });
+                return Ok(Self::none(dir));
             }
             Err(error) => return Err(Failure::io(&format!("cannot read {}", path.display()), &error)),
         }
@@ -106,7 +134,7 @@ impl Contexts {
             Err(why) => Err(wrong(&format!("context {name}: {why}"))),
         };
         let contexts = file.contexts.into_iter().map(read).collect::<Result<_, _>>()?;
-        Ok(Self { dir, current: file.current, contexts })
+        Ok(Self { current: file.current, contexts, ..Self::none(dir) })
     }
 
     /// All of them, by name.
@@ -292,6 +320,26 @@ mod tests {
         assert!(!file.exists() && load().get("lab").is_err());
         load().remove("here").unwrap();
         assert_eq!(load().in_use(), None);
+    }
+
+    #[test]
+    fn commands_at_the_same_time_lose_nothing_of_each_other() {
+        const EACH: usize = 10;
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("enisle");
+        std::thread::scope(|scope| {
+            for command in 0..4 {
+                let dir = &dir;
+                scope.spawn(move || {
+                    for n in 0..EACH {
+                        let mut contexts = Contexts::lock(dir.clone()).unwrap();
+                        contexts.add(&format!("c{command}-{n}"), remote(), None, false).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(Contexts::load_from(dir.clone()).unwrap().all().count(), 4 * EACH);
+        assert_eq!(fs::metadata(dir.join("lock")).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
