@@ -56,6 +56,10 @@ def life_of_a_vm(daemon):
     assert [one["name"] for one in listed] == [vm["name"]]
     assert {one["name"] for one in daemon.request("GET", VMS).json()} == {VM, vm["name"]}
     assert daemon.request("GET", ONE, name=vm["name"]).json()["address"] == vm["address"]
+    assert daemon.request("POST", ONE + "/pause", name=vm["name"]).json()["state"] == "paused"
+    daemon.refused("wrong_state", "POST", EXEC, {"argv": ["true"]}, name=vm["name"])
+    assert daemon.request("POST", ONE + "/resume", name=vm["name"]).json()["state"] == "running"
+    assert daemon.request("POST", EXEC, {"argv": ["true"]}, name=vm["name"]).json()["exit_code"] == 0
     assert daemon.request("DELETE", ONE, name=vm["name"]).status == 204
     daemon.refused("gone", "POST", VMS, create, headers=key)
     return vm["name"]
@@ -65,8 +69,8 @@ def what_happened(daemon, name):
     template = "/v1/events"
     with daemon.send("GET", template) as reply:
         events = list(daemon.lines(reply, template))
-    mine = [event["type"] for event in events if event.get("vm") == name][-4:]
-    assert mine == ["vm_created", "vm_ready", "vm_stopped", "vm_removed"], mine
+    mine = [event["type"] for event in events if event.get("vm") == name][-6:]
+    assert mine == ["vm_created", "vm_ready", "vm_paused", "vm_resumed", "vm_stopped", "vm_removed"], mine
     numbers = [event["seq"] for event in events]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     with daemon.send("GET", template, query=[("since", numbers[-3])]) as reply:

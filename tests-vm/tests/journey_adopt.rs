@@ -279,3 +279,66 @@ fn a_daemon_killed_at_any_moment_of_a_deletion_leaves_a_whole_vm_or_none() {
         no_trace(&site, &before);
     }
 }
+
+/// Clock ticks that a process has had of processors.
+fn ticks(pid: u64) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // proc_pid_stat(5): utime and stime are the 12th and 13th after the name, which may hold anything.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// How long a process takes for 20 more of them, which it is given up to a minute for.
+fn takes_20_ticks(pid: u64) -> Duration {
+    let (begun, before) = (Instant::now(), ticks(pid));
+    while ticks(pid) < before + 20 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it stands still");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    begun.elapsed()
+}
+
+/// That it has next to none of them in this time.
+fn stands_still(pid: u64, time: Duration) {
+    let before = ticks(pid);
+    std::thread::sleep(time.max(Duration::from_secs(1)));
+    let had = ticks(pid) - before;
+    assert!(had < 10, "{had} ticks in {time:?}");
+}
+
+#[test]
+fn a_paused_vm_stands_still_over_a_restart_of_the_daemon_and_goes_on() {
+    let _alone = alone();
+    let site = Site::new();
+    let before = traces(&site);
+    let daemon = up(&site, &group(1), &[]);
+    running(&daemon, 1);
+    let vm = "agents-1";
+    let (boot, process) = (boot_id(&daemon, vm), pid(&daemon, vm));
+    // Behind the agent, which has to answer later.
+    let spin = "nice -n 19 sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null & echo started";
+    assert_eq!(daemon.sh(vm, spin), "started");
+    let time = takes_20_ticks(process);
+    assert_eq!(daemon.json(&["vm", "pause", vm])[0]["state"], "paused");
+    stands_still(process, time);
+    let refusal = fails(&daemon.run(&["vm", "exec", vm, "--", "true"]));
+    assert!(refusal.contains("is paused") && refusal.contains("vm resume"), "{refusal}");
+
+    daemon.kill();
+    let daemon = up(&site, &group(1), &[]);
+    assert_eq!(daemon.json(&["vm", "list"])[0]["state"], "paused");
+    assert_eq!(pid(&daemon, vm), process, "the same process");
+    stands_still(process, time);
+    assert_eq!(ok(&daemon.run(&["vm", "resume", vm])), "agents-1\n");
+    assert_eq!(boot_id(&daemon, vm), boot, "the same guest");
+    // What ran in it goes on.
+    takes_20_ticks(process);
+
+    // Stopped in an orderly way, although it is paused.
+    ok(&daemon.run(&["vm", "pause", vm]));
+    ok(&daemon.run(&["vm", "delete", vm]));
+    let events = ok(&daemon.run(&["events"]));
+    assert!(events.contains("agents-1: stopped: guest powered off"), "{events}");
+    assert!(daemon.stop().success());
+    no_trace(&site, &before);
+}

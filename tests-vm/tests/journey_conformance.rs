@@ -74,12 +74,19 @@ fn made_up_requests_get_an_answer_that_the_document_knows_and_never_a_5xx() {
     };
     let before = descriptors();
     fuzz(&site, &[], &[]);
-    // The values reach the guest. What removes it is not asked.
+    // The values reach the guest. What removes or halts it is not asked.
     let at = [("FUZZ_AT", "agents-1"), ("FUZZ_GROUP", "agents")];
     fuzz(
         &site,
         &at,
-        &["--include-path-regex", "/v1/(vms|groups)/", "--exclude-name", "DELETE /v1/vms/{name}"],
+        &[
+            "--include-path-regex",
+            "/v1/(vms|groups)/",
+            "--exclude-name",
+            "DELETE /v1/vms/{name}",
+            "--exclude-name",
+            "POST /v1/vms/{name}/pause",
+        ],
     );
     assert_eq!(
         daemon.sh("agents-1", "cat /proc/sys/kernel/random/boot_id"),

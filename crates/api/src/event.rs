@@ -48,6 +48,20 @@ pub enum EventKind {
         /// Its group.
         group: String,
     },
+    /// The guest's processors were halted because somebody asked for it.
+    VmPaused {
+        /// The VM.
+        vm: String,
+        /// Its group.
+        group: String,
+    },
+    /// A paused guest runs on.
+    VmResumed {
+        /// The VM.
+        vm: String,
+        /// Its group.
+        group: String,
+    },
     /// Its guest ended: by itself, or because it was asked to.
     VmStopped {
         /// The VM.
@@ -195,6 +209,8 @@ impl EventKind {
             Self::VmCreated { group, .. }
             | Self::VmReady { group, .. }
             | Self::VmAdopted { group, .. }
+            | Self::VmPaused { group, .. }
+            | Self::VmResumed { group, .. }
             | Self::VmStopped { group, .. }
             | Self::VmCrashed { group, .. }
             | Self::VmFailed { group, .. }
@@ -229,6 +245,8 @@ impl EventKind {
             Self::VmCreated { .. } => "vm_created",
             Self::VmReady { .. } => "vm_ready",
             Self::VmAdopted { .. } => "vm_adopted",
+            Self::VmPaused { .. } => "vm_paused",
+            Self::VmResumed { .. } => "vm_resumed",
             Self::VmStopped { .. } => "vm_stopped",
             Self::VmCrashed { .. } => "vm_crashed",
             Self::VmFailed { .. } => "vm_failed",
@@ -249,6 +267,8 @@ impl EventKind {
             Self::VmCreated { vm, .. }
             | Self::VmReady { vm, .. }
             | Self::VmAdopted { vm, .. }
+            | Self::VmPaused { vm, .. }
+            | Self::VmResumed { vm, .. }
             | Self::VmStopped { vm, .. }
             | Self::VmCrashed { vm, .. }
             | Self::VmFailed { vm, .. }

@@ -166,6 +166,19 @@ fn vms(document: &mut Document) {
         )
         .nothing()
         .end(&[Code::InvalidRequest, Code::NotFound]);
+    let halting = [Code::InvalidRequest, Code::NotFound, Code::WrongState];
+    document
+        .post(
+            routes::VM_PAUSE,
+            "pauseVm",
+            "Halt a running VM's processors; its memory stays. One that is paused is left so.",
+        )
+        .json::<Vm>(200)
+        .end(&halting);
+    document
+        .post(routes::VM_RESUME, "resumeVm", "Let a paused VM run on. One that runs is left so.")
+        .json::<Vm>(200)
+        .end(&halting);
     document
         .get(routes::VM_LOG, "consoleLog", "The serial console from its start.")
         .param(Param::query("follow", "boolean", "Go on until the VM is gone."))

@@ -36,6 +36,10 @@ pub const VM_WHY: &str = "/v1/vms/{name}/why";
 pub const GROUP_POLICY: &str = "/v1/groups/{name}/policy";
 /// `GET ?follow=BOOL` → the serial console as `application/octet-stream`.
 pub const VM_LOG: &str = "/v1/vms/{name}/log";
+/// `POST` → [`crate::Vm`], its processors halted.
+pub const VM_PAUSE: &str = "/v1/vms/{name}/pause";
+/// `POST` → [`crate::Vm`], which runs on.
+pub const VM_RESUME: &str = "/v1/vms/{name}/resume";
 /// `POST` [`crate::RunExec`] → [`crate::RunOutcome`], when the process has ended.
 pub const VM_EXEC: &str = "/v1/vms/{name}/exec";
 /// `GET ?path=PATH` → the bytes of one regular file in the guest; `PUT ?path=PATH`, the bytes → 204;
@@ -97,6 +101,18 @@ pub fn token(id: &str) -> String {
 pub fn vms(labels: &[String]) -> String {
     let filters: Vec<String> = labels.iter().map(|label| format!("label={}", encode(label))).collect();
     if filters.is_empty() { VMS.to_owned() } else { format!("{VMS}?{}", filters.join("&")) }
+}
+
+/// The path of pausing one VM.
+#[must_use]
+pub fn vm_pause(name: &str) -> String {
+    format!("{}/pause", vm(name))
+}
+
+/// The path of resuming one VM.
+#[must_use]
+pub fn vm_resume(name: &str) -> String {
+    format!("{}/resume", vm(name))
 }
 
 /// The path of one VM's log.

@@ -199,6 +199,8 @@ pub enum VmState {
     Booting,
     /// Exec works.
     Running,
+    /// Its processors are halted, its memory stays; resuming it lets it run on.
+    Paused,
     /// It is being stopped and removed.
     Stopping,
     /// The VMM ended without being asked, or the start failed; `reason` says why.
@@ -211,6 +213,7 @@ impl std::fmt::Display for VmState {
             Self::Creating => "creating",
             Self::Booting => "booting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Failed => "failed",
         })

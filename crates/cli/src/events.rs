@@ -74,6 +74,8 @@ fn line(event: &Event) -> String {
         EventKind::VmCreated { vm, address, .. } => (vm.clone(), format!("created, {address}")),
         EventKind::VmReady { vm, after_ms, .. } => (vm.clone(), format!("ready after {after_ms} ms")),
         EventKind::VmAdopted { vm, .. } => (vm.clone(), "adopted".to_owned()),
+        EventKind::VmPaused { vm, .. } => (vm.clone(), "paused".to_owned()),
+        EventKind::VmResumed { vm, .. } => (vm.clone(), "resumed".to_owned()),
         EventKind::VmStopped { vm, reason, .. } => (vm.clone(), format!("stopped: {reason}")),
         EventKind::VmCrashed { vm, reason, .. } => (vm.clone(), format!("crashed: {reason}")),
         EventKind::VmFailed { vm, reason, .. } => (vm.clone(), format!("failed: {reason}")),

@@ -4,6 +4,7 @@ mod attach;
 mod cp;
 mod delete;
 mod exec;
+mod halt;
 mod list;
 mod logs;
 mod new;
@@ -33,6 +34,10 @@ pub(crate) enum VmCommand {
     /// Stop microVMs and remove everything that was theirs.
     #[command(visible_alias = "rm")]
     Delete(delete::DeleteArgs),
+    /// Halt the processors of microVMs; their memory stays.
+    Pause(halt::PauseArgs),
+    /// Let paused microVMs run on.
+    Resume(halt::ResumeArgs),
     /// Show the serial console of a microVM.
     Logs(logs::LogsArgs),
     /// Run a command in a microVM.
@@ -62,6 +67,8 @@ pub(crate) async fn run(context: &Context, command: &VmCommand) -> Result<u8, Fa
         VmCommand::New(args) => new::run(context, args).await,
         VmCommand::List(args) => list::run(context, args).await,
         VmCommand::Delete(args) => delete::run(context, args).await,
+        VmCommand::Pause(args) => halt::pause(context, args).await,
+        VmCommand::Resume(args) => halt::resume(context, args).await,
         VmCommand::Logs(args) => logs::run(context, args).await,
         VmCommand::Exec(args) => exec::run(context, args).await,
         VmCommand::Ps(args) => processes::ps(context, args).await,

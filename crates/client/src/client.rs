@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// Bound of requests that only read.
 pub(crate) const READ_LIMIT: Duration = Duration::from_secs(30);
+/// Bound of pausing and resuming, which the kernel does at once.
+const HALT_LIMIT: Duration = Duration::from_secs(30);
 /// Bound of a removal: a graceful stop is bounded by the daemon well below this.
 const DELETE_LIMIT: Duration = Duration::from_secs(180);
 /// The daemon's own bound of a creation with `wait`, see [`CreateVm::timeout_ms`].
@@ -162,6 +164,28 @@ impl Client {
         let path = routes::vm(name);
         let ask = Ask { method: &Method::DELETE, path: &path };
         bounded(ask, DELETE_LIMIT, connection::request(&self.endpoint, ask, None)).await.map(drop)
+    }
+
+    /// Halts a running VM's processors; its memory stays. One that is paused is left so. At most 30 s.
+    ///
+    /// # Errors
+    /// `not_found` when there is none of this name, `wrong_state` when it does not run; else see [`Error`].
+    pub async fn pause_vm(&self, name: &str) -> Result<Vm, Error> {
+        self.halt(&routes::vm_pause(name)).await
+    }
+
+    /// Lets a paused VM run on. One that runs is left so. At most 30 s.
+    ///
+    /// # Errors
+    /// As of [`Client::pause_vm`].
+    pub async fn resume_vm(&self, name: &str) -> Result<Vm, Error> {
+        self.halt(&routes::vm_resume(name)).await
+    }
+
+    async fn halt(&self, path: &str) -> Result<Vm, Error> {
+        let ask = Ask { method: &Method::POST, path };
+        let asked = async { read_json(ask, connection::request(&self.endpoint, ask, None).await?).await };
+        bounded(ask, HALT_LIMIT, asked).await
     }
 
     /// The serial console of a VM from its start; with `follow` it goes on until the VM is gone.

@@ -18,6 +18,7 @@ mod console;
 mod detect;
 mod error;
 mod estate;
+mod halt;
 mod machine;
 mod pace;
 mod probe;

@@ -11,14 +11,13 @@ use tokio::sync::watch;
 
 use crate::console::Console;
 use crate::error::{Cause, VmmError};
+use crate::halt::Halt;
 use crate::{Accelerator, BoxFuture, vsock};
 
 /// What a back end must be able to do with a VM it launched.
 pub(crate) trait Control: Send + Sync {
-    /// Runs the guest's processors.
-    fn resume(&self) -> BoxFuture<'_, Result<(), Cause>>;
-    /// Stops the guest's processors.
-    fn pause(&self) -> BoxFuture<'_, Result<(), Cause>>;
+    /// Lets the guest run its first instruction.
+    fn start(&self) -> BoxFuture<'_, Result<(), Cause>>;
     /// Presses the ACPI power button.
     fn power_button(&self) -> BoxFuture<'_, Result<(), Cause>>;
 }
@@ -39,6 +38,7 @@ pub(crate) struct Inner {
     pub(crate) vsock_path: PathBuf,
     pub(crate) console: Console,
     pub(crate) control: Box<dyn Control>,
+    pub(crate) halt: Halt,
     /// `true` asks the supervisor to kill the VM, and so does dropping the sender.
     pub(crate) kill: watch::Sender<bool>,
     pub(crate) exit: watch::Receiver<Option<Exit>>,
@@ -102,25 +102,31 @@ impl Machine {
     /// # Errors
     /// [`VmmError::Control`] when the VMM refuses or is gone.
     pub async fn start(&self) -> Result<(), VmmError> {
-        self.resume().await
-    }
-
-    /// Lets a paused guest run on.
-    ///
-    /// # Errors
-    /// As [`Machine::start`].
-    pub async fn resume(&self) -> Result<(), VmmError> {
-        let done = self.inner.control.resume().await;
+        let done = self.inner.control.start().await;
         done.map_err(|cause| self.failed("run the guest", cause))
     }
 
-    /// Stops the guest's processors; its memory and devices stay.
+    /// Lets a paused guest run on; one that runs is left alone. Its clock has gone on meanwhile.
     ///
     /// # Errors
-    /// As [`Machine::start`].
-    pub async fn pause(&self) -> Result<(), VmmError> {
-        let done = self.inner.control.pause().await;
-        done.map_err(|cause| self.failed("pause the guest", cause))
+    /// [`VmmError::Control`] when the VMM is gone.
+    pub fn resume(&self) -> Result<(), VmmError> {
+        self.inner.halt.resume().map_err(|cause| self.failed("resume the guest", cause))
+    }
+
+    /// Halts the VMM, and with it the guest's processors and disks; its memory stays, and what is sent to it
+    /// waits. One that is paused is left alone. It stays so when this daemon dies. Asking a paused VMM for
+    /// anything but its end takes as long as the pause, or until that request's own bound.
+    ///
+    /// # Errors
+    /// As [`Machine::resume`].
+    pub fn pause(&self) -> Result<(), VmmError> {
+        self.inner.halt.pause().map_err(|cause| self.failed("pause the guest", cause))
+    }
+
+    /// Whether it is paused.
+    pub fn is_paused(&self) -> bool {
+        self.inner.halt.is_paused()
     }
 
     /// Presses the ACPI power button. Whether the guest cares is up to the guest: wait for

@@ -92,7 +92,13 @@ pub fn start_ticks(pid: u32) -> u64 {
     after_name.split_ascii_whitespace().nth(19).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
 }
 
-fn pin(pid: u32) -> Result<Pinned, Cause> {
+/// What a process does, field 3 of `/proc/PID/stat` (proc(5)): `T` is stopped by a signal.
+pub(crate) fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+pub(crate) fn pin(pid: u32) -> Result<Pinned, Cause> {
     let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Cause::Gone)?;
     match pidfd_open(number, PidfdFlags::NONBLOCK) {
         Ok(fd) => Ok(Pinned { pid, fd }),

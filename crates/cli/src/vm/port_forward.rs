@@ -134,7 +134,7 @@ async fn end_of(client: Client, name: String) -> Failure {
 async fn check_alive(client: &Client, name: &str) -> Result<(), Failure> {
     let vm = client.vm(name).await?;
     match vm.state {
-        VmState::Creating | VmState::Booting | VmState::Running => Ok(()),
+        VmState::Creating | VmState::Booting | VmState::Running | VmState::Paused => Ok(()),
         VmState::Stopping | VmState::Failed => {
             let detail = format!("VM `{name}` is {}, not running", vm.state);
             let hint = format!("see `enisle vm list` and `enisle vm logs {name}`");

@@ -49,7 +49,7 @@ pub(super) struct Operation {
 
 pub(super) async fn begin(app: &App, name: &str, request: Request) -> Result<Operation, ApiError> {
     let vm = app.registry.get(name)?;
-    vm.usable()?;
+    vm.answers()?;
     let place = vm.stream_place()?;
     vm.ready(READY_PATIENCE).await?;
     let machine = vm.machine_now().ok_or_else(|| VmError::Stopping { name: name.to_owned() })?;

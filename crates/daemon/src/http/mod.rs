@@ -103,6 +103,8 @@ fn table() -> Vec<(&'static str, Methods)> {
         (routes::VERIFY, post(Write, verify::run)),
         (routes::VMS, get(Read, vms::list).post(Write, vms::create)),
         (routes::VM, get(Read, vms::show).delete(Write, vms::remove)),
+        (routes::VM_PAUSE, post(Write, vms::pause)),
+        (routes::VM_RESUME, post(Write, vms::resume)),
         (routes::VM_POLICY, get(Read, policy::show_vm).put(Write, policy::set_vm)),
         (routes::VM_WHY, get(Read, policy::why)),
         (routes::GROUP_POLICY, get(Read, policy::show_group).put(Admin, policy::set_group)),

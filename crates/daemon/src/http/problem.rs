@@ -103,6 +103,13 @@ pub(crate) fn problem(error: &VmError) -> Problem {
             new(Code::Timeout).hint(format!("`enisle vm logs {name}` shows how far it came, while it exists"))
         }
         VmError::Stopping { .. } => new(Code::WrongState),
+        VmError::Paused { name } => {
+            new(Code::WrongState).hint(format!("`enisle vm resume {name}` lets it run on"))
+        }
+        VmError::NotRunning { name, .. } => {
+            new(Code::WrongState).hint(format!("`enisle vm list` shows when {name} runs"))
+        }
+        VmError::NotHalted { .. } => new(Code::Internal).hint("it is as it was"),
         VmError::Stuck { name, .. } => {
             new(Code::Internal).hint(format!("`enisle vm delete {name}` tries again"))
         }

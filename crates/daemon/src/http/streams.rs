@@ -35,7 +35,7 @@ pub(super) async fn open(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let vm = app.registry.get(&name)?;
-    vm.usable()?;
+    vm.answers()?;
     let place = vm.stream_place()?;
     let upgrade = upgrade.map_err(|e| Problem::new(Code::InvalidRequest, e.body_text()))?;
     let upgrade = upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE);

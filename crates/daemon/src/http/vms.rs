@@ -67,3 +67,15 @@ pub(super) async fn remove(State(app): State<Arc<App>>, Name(name): Name) -> Res
     app.registry.get(&name)?.remove(Removal::Deleted).await?;
     Ok(StatusCode::NO_CONTENT)
 }
+
+pub(super) async fn pause(State(app): State<Arc<App>>, Name(name): Name) -> Result<Json<Vm>, ApiError> {
+    let vm = app.registry.get(&name)?;
+    vm.pause().await?;
+    Ok(Json(vm.show()))
+}
+
+pub(super) async fn resume(State(app): State<Arc<App>>, Name(name): Name) -> Result<Json<Vm>, ApiError> {
+    let vm = app.registry.get(&name)?;
+    vm.resume().await?;
+    Ok(Json(vm.show()))
+}

@@ -13,8 +13,14 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use std::collections::BTreeMap;
 use std::fmt;
 
-const STATES: [VmState; 5] =
-    [VmState::Creating, VmState::Booting, VmState::Running, VmState::Stopping, VmState::Failed];
+const STATES: [VmState; 6] = [
+    VmState::Creating,
+    VmState::Booting,
+    VmState::Running,
+    VmState::Paused,
+    VmState::Stopping,
+    VmState::Failed,
+];
 
 /// One group's VMs.
 #[derive(Debug, Default)]

@@ -13,6 +13,7 @@ use enisle_vmm::{BoxFuture, Console, Exit, ExitReason};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -217,6 +218,8 @@ impl Parts for FakeParts {
                 exit: watch::channel(None).0,
                 console: None,
                 start_fails: false,
+                paused: AtomicBool::new(self.strike("paused").await.is_err()),
+                pause_fails: AtomicBool::new(false),
             };
             // Its agent looks for the daemon until it finds it.
             let (plan, guest, told) = (Arc::clone(plan), self.guest, self.told.clone());
@@ -262,6 +265,8 @@ impl Parts for FakeParts {
                 exit: watch::channel(None).0,
                 console,
                 start_fails: self.strike("start").await.is_err(),
+                paused: AtomicBool::new(false),
+                pause_fails: AtomicBool::new(self.strike("pause").await.is_err()),
             };
             Ok(Arc::new(machine) as Arc<dyn Machine>)
         })
@@ -276,6 +281,9 @@ struct FakeMachine {
     exit: watch::Sender<Option<Exit>>,
     console: Option<Console>,
     start_fails: bool,
+    paused: AtomicBool,
+    /// Once.
+    pause_fails: AtomicBool,
 }
 
 /// As the real one: dropping the last handle kills.
@@ -317,6 +325,26 @@ impl Machine for FakeMachine {
             });
             Ok(())
         })
+    }
+
+    fn pause(&self) -> Result<(), PartError> {
+        if self.pause_fails.swap(false, Ordering::Relaxed) {
+            return Err(PartError::Panicked("pausing the guest"));
+        }
+        self.paused.store(true, Ordering::Relaxed);
+        let _ = self.told.send("pause".to_owned());
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), PartError> {
+        if self.paused.swap(false, Ordering::Relaxed) {
+            let _ = self.told.send("resume".to_owned());
+        }
+        Ok(())
+    }
+
+    fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
     }
 
     fn power_button(&self) -> BoxFuture<'_, Result<(), PartError>> {

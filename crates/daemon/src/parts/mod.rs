@@ -88,6 +88,12 @@ pub(crate) trait Machine: Send + Sync {
     fn pid(&self) -> u32;
     /// Lets the guest run its first instruction.
     fn start(&self) -> BoxFuture<'_, Result<(), PartError>>;
+    /// Halts the guest's processors; its memory stays.
+    fn pause(&self) -> Result<(), PartError>;
+    /// Lets it run on. One that runs is left alone.
+    fn resume(&self) -> Result<(), PartError>;
+    /// Whether it is paused.
+    fn is_paused(&self) -> bool;
     /// Presses the power button.
     fn power_button(&self) -> BoxFuture<'_, Result<(), PartError>>;
     /// Connects to the agent. Bounded in time.

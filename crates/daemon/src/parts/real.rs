@@ -248,6 +248,18 @@ impl Machine for RealMachine {
         Box::pin(async { self.0.start().await.map_err(vmm) })
     }
 
+    fn pause(&self) -> Result<(), PartError> {
+        self.0.pause().map_err(vmm)
+    }
+
+    fn resume(&self) -> Result<(), PartError> {
+        self.0.resume().map_err(vmm)
+    }
+
+    fn is_paused(&self) -> bool {
+        self.0.is_paused()
+    }
+
     fn power_button(&self) -> BoxFuture<'_, Result<(), PartError>> {
         Box::pin(async { self.0.power_button().await.map_err(vmm) })
     }

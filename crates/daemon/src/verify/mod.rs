@@ -63,7 +63,7 @@ pub(crate) async fn verify(registry: &Registry, ask: &Verify) -> Result<Verified
     let control = ask.control.as_deref().map(parse_control).transpose()?;
     if let Some(name) = &ask.vm {
         let vm = registry.get(name)?;
-        vm.usable()?;
+        vm.answers()?;
         vm.ready(READY_PATIENCE).await?;
         return examine(registry, &vm, control).await;
     }

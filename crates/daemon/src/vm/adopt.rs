@@ -12,6 +12,13 @@ use crate::parts::PartError;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
+/// How a VM was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    Running,
+    Paused,
+}
+
 /// One adoption.
 pub(crate) struct Adoption {
     pub(crate) plan: Arc<VmPlan>,
@@ -22,7 +29,7 @@ pub(crate) struct Adoption {
 impl Adoption {
     /// Takes everything over. What failed half-way is in [`Made`] for `vm::remove`; a VMM that
     /// nobody owns then is killed here.
-    pub(crate) async fn run(self) -> (Made, Result<(), PartError>) {
+    pub(crate) async fn run(self) -> (Made, Result<Found, PartError>) {
         let mut made = Made { turn: Some(self.workshop.queue.of_living()), ..Made::default() };
         let outcome = self.steps(&mut made).await;
         if outcome.is_err()
@@ -34,15 +41,17 @@ impl Adoption {
         (made, outcome)
     }
 
-    async fn steps(&self, made: &mut Made) -> Result<(), PartError> {
+    async fn steps(&self, made: &mut Made) -> Result<Found, PartError> {
         let Workshop { parts, store, .. } = &self.workshop;
         let plan = &self.plan;
         // First, what decides about its packets.
         parts.adopt_slot(plan).await?;
-        made.machine = Some(parts.adopt(plan).await?);
+        let machine = parts.adopt(plan).await?;
+        made.machine = Some(Arc::clone(&machine));
+        let found = if machine.is_paused() { Found::Paused } else { Found::Running };
         let listener = parts.adopt_channel(plan).await?;
         made.boot = Some(BootChannel::serve(listener, Arc::clone(plan), self.news.clone()));
         store.adopt(plan.name())?;
-        Ok(())
+        Ok(found)
     }
 }

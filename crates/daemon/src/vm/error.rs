@@ -111,6 +111,31 @@ pub(crate) enum VmError {
         /// How long.
         patience: Duration,
     },
+    /// It is paused.
+    #[error("VM {name} is paused")]
+    Paused {
+        /// The VM.
+        name: String,
+    },
+    /// It is not so far that it could be paused or resumed.
+    #[error("VM {name} is {state}: only a VM that runs is paused, and only a paused one resumed")]
+    NotRunning {
+        /// The VM.
+        name: String,
+        /// What it is.
+        state: enisle_api::VmState,
+    },
+    /// Its VMM did not do so.
+    #[error("VM {name} could not be {done}")]
+    NotHalted {
+        /// The VM.
+        name: String,
+        /// `paused` or `resumed`.
+        done: &'static str,
+        /// Why.
+        #[source]
+        source: Box<crate::parts::PartError>,
+    },
     /// It is on its way out.
     #[error("VM {name} is being stopped")]
     Stopping {

@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Remove(Removal, Option<owner::Waiting>, Span),
     /// Kill the guest now, and remove everything.
     Hurry,
+    /// Pause or resume the guest.
+    Halt(owner::halt::Wish),
 }
 
 /// What an owner task tells about its VM.
@@ -135,10 +137,15 @@ impl Handle {
         let _ = status.wait_for(|status| !matches!(status.state, State::Creating | State::Cancelling)).await;
     }
 
-    /// Whether there is, or may soon be, a guest to talk to.
+    /// Whether there is, or may soon be, a guest.
     pub(crate) fn usable(&self) -> Result<(), VmError> {
         let state = self.state();
         if state.is_hopeful() || state.has_guest() { Ok(()) } else { Err(self.why_not()) }
+    }
+
+    /// Whether there is, or may soon be, a guest that answers: a paused one does not.
+    pub(crate) fn answers(&self) -> Result<(), VmError> {
+        if self.state() == State::Paused { Err(self.why_not()) } else { self.usable() }
     }
 
     /// Why there is no guest to talk to.
@@ -149,6 +156,7 @@ impl Handle {
             State::Failing | State::Failed => {
                 VmError::Failed { name, reason: status.reason.clone().unwrap_or_default() }
             }
+            State::Paused => VmError::Paused { name },
             _ => VmError::Stopping { name },
         }
     }

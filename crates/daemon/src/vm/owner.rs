@@ -3,7 +3,9 @@
 //! Owns: turning what happens into events, and effects of the [`table`](super::table) into work.
 //! Everything it waits for is an event or has a bound. Refuses: choosing the next state.
 
-use super::adopt::Adoption;
+pub(crate) mod halt;
+
+use super::adopt::{Adoption, Found};
 use super::create::{CreateError, Creation, Made, Workshop};
 use super::lifetime::{self, Clocks, Streams};
 use super::plan::VmPlan;
@@ -45,7 +47,7 @@ pub(crate) type Waiting = oneshot::Sender<Result<(), String>>;
 type Created = (Made, Result<(), CreateError>);
 
 /// What an adoption comes to.
-type Adopted = (Made, Result<(), PartError>);
+type Adopted = (Made, Result<Found, PartError>);
 
 /// What the owner is busy with, beside listening.
 enum Work {
@@ -91,6 +93,8 @@ pub(crate) struct Owner {
     turn_ends: Option<Instant>,
     waiting: Vec<Waiting>,
     clocks: Clocks,
+    /// Who wished for what is being applied, and hears so afterwards.
+    fulfilled: Option<halt::Reply>,
     /// Why it is being removed: the first reason there was.
     why: Option<Removal>,
     /// The request it works for, until the VM is ready, and again when it is removed.
@@ -167,6 +171,7 @@ impl Owner {
             turn_ends: None,
             waiting: Vec::new(),
             clocks,
+            fulfilled: None,
             why: None,
             span: Span::current(),
             told_of_version: false,
@@ -222,6 +227,7 @@ impl Owner {
                 Some(Event::Hurry)
             }
             Heard::Command(Some(Command::Hurry)) => Some(Event::Hurry),
+            Heard::Command(Some(Command::Halt(wish))) => self.take_wish(wish),
             Heard::Command(Some(Command::Remove(why, waiting, _))) => {
                 self.waiting.extend(waiting);
                 self.why.get_or_insert(why);
@@ -272,14 +278,15 @@ impl Owner {
         self.machine.send_replace(machine);
     }
 
-    fn take_adoption(&mut self, made: Made, outcome: Result<(), PartError>) -> Event {
+    fn take_adoption(&mut self, made: Made, outcome: Result<Found, PartError>) -> Event {
         self.take_made(made);
         let vm = self.plan.name();
         match outcome {
-            Ok(()) => {
-                tracing::info!(vm, address = %self.plan.block().guest(), "adopted");
+            Ok(found) => {
+                let paused = found == Found::Paused;
+                tracing::info!(vm, address = %self.plan.block().guest(), paused, "adopted");
                 self.tell(|vm, group| EventKind::VmAdopted { vm, group });
-                Event::Adopted
+                if paused { Event::Halted } else { Event::Adopted }
             }
             Err(error) => {
                 let reason = format!("it could not be adopted: {}", Chain(&error));
@@ -380,7 +387,7 @@ impl Owner {
         self.status.send_modify(|status| status.pid = None);
         let reason = describe(exit);
         let own = matches!(exit.reason, ExitReason::GuestShutdown | ExitReason::GuestReset);
-        if self.state().is_hopeful() || self.state() == State::Running {
+        if self.state().is_hopeful() || matches!(self.state(), State::Running | State::Paused) {
             self.set_reason(reason.clone());
         }
         self.tell(|vm, group| match own || self.state() == State::Stopping {
@@ -435,6 +442,7 @@ impl Owner {
                 }
             }
         }
+        self.settle_wish();
         match effect {
             Effect::Nothing => {}
             Effect::CallOff => self.called_off.cancel(),
@@ -492,6 +500,12 @@ fn other_version(agent: u16) -> String {
 /// The agent first; then, or where it does not listen, the power button.
 async fn ask_to_stop(stopper: Option<Stopper>, machine: Option<Arc<dyn Machine>>, plan: Arc<VmPlan>) {
     let begun = Instant::now();
+    // One that is paused hears nothing; one that runs does not notice.
+    if let Some(machine) = &machine
+        && let Err(error) = machine.resume()
+    {
+        tracing::debug!(vm = plan.name(), "resuming it: {}", Chain(&error));
+    }
     let told = match stopper {
         Some(stopper) => timeout(BUTTON_AFTER, stopper.ask()).await.unwrap_or(false),
         None => false,

@@ -206,7 +206,8 @@ impl Registry {
     /// Starts the VMs that the file asks for and that are not there yet; returns at once.
     pub(crate) fn start_configured(&self) {
         for group in self.groups.all() {
-            let runs = |vm: &&Handle| vm.plan.row.group == group.config.name && vm.state() == State::Running;
+            let lives = |vm: &&Handle| matches!(vm.state(), State::Running | State::Paused);
+            let runs = |vm: &&Handle| vm.plan.row.group == group.config.name && lives(vm);
             let adopted = self.list().iter().filter(runs).count();
             self.start_some(&group.config.name, (group.config.count as usize).saturating_sub(adopted));
         }

@@ -15,7 +15,8 @@
 //! Cancelling ────────────────────────────────────────────────┘
 //! ```
 //!
-//! An adopted VM goes from Creating to Running at once (Adopted), or is removed (Lost).
+//! An adopted VM goes from Creating to Running at once (Adopted), or is removed (Lost). Running and
+//! Paused (not in the picture) lead to each other; a paused VM ends as a running one does.
 //!
 //! Owns: which state follows and what is to be done. Refuses: doing it, which is the owner task's.
 
@@ -32,6 +33,8 @@ pub(crate) enum State {
     Booting,
     /// Exec works.
     Running,
+    /// Exec worked; the guest's processors are halted until it is resumed.
+    Paused,
     /// The guest was asked to stop and is given time.
     Stopping,
     /// Everything but the row and the console's log is being removed, and they come next.
@@ -55,6 +58,10 @@ pub(crate) enum Event {
     Adopted,
     /// A VM of an earlier run could not be taken over.
     Lost,
+    /// Its processors were halted; also of an adopted VM that is found so.
+    Halted,
+    /// They run on.
+    Resumed,
     /// Its agent serves sessions.
     Ready,
     /// Its creation or its guest's set-up failed.
@@ -95,20 +102,23 @@ pub(crate) enum Effect {
 pub(crate) fn next(state: State, event: Event) -> (State, Effect) {
     use Effect::{Ask, CallOff, Clear, Forget, Nothing};
     use Event::{
-        Adopted, Broke, Cleared, Ended, Forgotten, GraceOver, Hurry, Launched, Lost, Ready, Remove, Stuck,
+        Adopted, Broke, Cleared, Ended, Forgotten, GraceOver, Halted, Hurry, Launched, Lost, Ready, Remove,
+        Resumed, Stuck,
     };
     use State::{
-        Booting, Cancelling, Creating, Ending, Failed, Failing, Forgetting, Gone, Running, Stopping,
+        Booting, Cancelling, Creating, Ending, Failed, Failing, Forgetting, Gone, Paused, Running, Stopping,
     };
     match (state, event) {
         (Creating, Launched) => (Booting, Nothing),
-        (Creating, Adopted) | (Booting, Ready) => (Running, Nothing),
-        (Creating, Broke) | (Booting | Running, Broke | Ended) => (Failing, Clear),
+        (Creating, Adopted) | (Booting, Ready) | (Paused, Resumed) => (Running, Nothing),
+        (Creating | Running, Halted) => (Paused, Nothing),
+        (Creating, Broke) | (Booting | Running | Paused, Broke | Ended) => (Failing, Clear),
         (Creating, Remove | Hurry) => (Cancelling, CallOff),
         // Nobody inside could be asked yet.
-        (Booting, Remove | Hurry) | (Running, Hurry) => (Ending, Clear),
-        (Running, Remove) => (Stopping, Ask),
-        (Cancelling, Launched | Adopted | Broke) | (Creating | Cancelling, Lost) => (Ending, Clear),
+        (Booting, Remove | Hurry) | (Running | Paused, Hurry) => (Ending, Clear),
+        // A paused guest is resumed for it.
+        (Running | Paused, Remove) => (Stopping, Ask),
+        (Cancelling, Launched | Adopted | Halted | Broke) | (Creating | Cancelling, Lost) => (Ending, Clear),
         (Stopping, Broke | Ended | GraceOver | Hurry) => (Ending, Clear),
         // What is being removed already is removed entirely.
         (Failing, Remove | Hurry) => (Ending, Nothing),
@@ -128,6 +138,7 @@ impl State {
             Self::Creating => VmState::Creating,
             Self::Booting => VmState::Booting,
             Self::Running => VmState::Running,
+            Self::Paused => VmState::Paused,
             Self::Cancelling | Self::Stopping | Self::Ending | Self::Forgetting | Self::Gone => {
                 VmState::Stopping
             }
@@ -140,9 +151,9 @@ impl State {
         matches!(self, Self::Creating | Self::Booting)
     }
 
-    /// Whether its guest may be talked to.
+    /// Whether its guest may be talked to, now or when it is resumed.
     pub(crate) fn has_guest(self) -> bool {
-        matches!(self, Self::Booting | Self::Running | Self::Stopping)
+        matches!(self, Self::Booting | Self::Running | Self::Paused | Self::Stopping)
     }
 }
 
@@ -150,11 +161,12 @@ impl State {
 mod tests {
     use super::*;
 
-    const STATES: [State; 10] = [
+    const STATES: [State; 11] = [
         State::Creating,
         State::Cancelling,
         State::Booting,
         State::Running,
+        State::Paused,
         State::Stopping,
         State::Ending,
         State::Forgetting,
@@ -162,10 +174,12 @@ mod tests {
         State::Failed,
         State::Gone,
     ];
-    const EVENTS: [Event; 12] = [
+    const EVENTS: [Event; 14] = [
         Event::Launched,
         Event::Adopted,
         Event::Lost,
+        Event::Halted,
+        Event::Resumed,
         Event::Ready,
         Event::Broke,
         Event::Ended,

@@ -3,6 +3,7 @@
 
 mod adopt;
 mod events;
+mod halt;
 mod lifetime;
 mod policy;
 mod queued;

@@ -17,6 +17,7 @@ use crate::Accelerator;
 use crate::console::Console;
 use crate::error::{Cause, OnPath, VmmError};
 use crate::estate::{Estate, Process};
+use crate::halt::Halt;
 use crate::machine::Machine;
 use crate::spec::AdoptSpec;
 use crate::vsock::{self, DEVICE_SOCKET, HOST_SOCKET};
@@ -32,6 +33,12 @@ pub(super) async fn adopt(accelerator: Accelerator, spec: AdoptSpec) -> Result<M
 
 async fn take_over(accelerator: Accelerator, spec: AdoptSpec) -> Result<Machine, Cause> {
     let AdoptSpec { name, run_dir, user, console, survivor } = spec;
+    let halt = Halt::of(&survivor.vmm)?;
+    // One that is halted answers nobody. It runs for the milliseconds that the greeting takes.
+    let paused = halt.is_paused();
+    if paused {
+        halt.resume()?;
+    }
     // Bound by root in a directory where nobody else may remove them; QEMU has called listen(2) on
     // them since, which makes it the peer.
     let control = vsock::connect_to(&run_dir.join(CONTROL_SOCKET), user.uid).await?;
@@ -43,6 +50,9 @@ async fn take_over(accelerator: Accelerator, spec: AdoptSpec) -> Result<Machine,
     // Whether it answers from its main loop at all.
     control.execute("query-status").await?;
     console.pump(output);
+    if paused {
+        halt.pause()?;
+    }
     let pid = survivor.vmm.pid;
     let vmm = Process::adopted("qemu-system-x86_64", survivor.vmm, stderr_of(pid)?)?;
     let device = survivor.vsock.pid;
@@ -54,7 +64,7 @@ async fn take_over(accelerator: Accelerator, spec: AdoptSpec) -> Result<Machine,
         cgroup: Some(survivor.cgroup),
         sockets: names.map(|socket| run_dir.join(socket)).into(),
     };
-    let built = Built { pid, console, control, report };
+    let built = Built { pid, console, control, halt, report };
     Ok(hand_over(estate, built, accelerator, (name, user, &run_dir)))
 }
 

@@ -18,6 +18,7 @@ use crate::confine::{Confinement, Program, spawn};
 use crate::console::Console;
 use crate::error::{Cause, Step, VmmError};
 use crate::estate::{Estate, Process};
+use crate::halt::Halt;
 use crate::machine::{Inner, Machine};
 use crate::spec::{Ids, MachineSpec};
 use crate::supervise::{GuestReport, Watched, early_end};
@@ -42,6 +43,7 @@ pub(super) struct Built {
     pub(super) pid: u32,
     pub(super) console: Console,
     pub(super) control: Qmp,
+    pub(super) halt: Halt,
     pub(super) report: watch::Receiver<GuestReport>,
 }
 
@@ -110,7 +112,7 @@ impl Launch {
 
         self.go_on(Step::Control);
         let (control, report) = self.greet(control).await?;
-        Ok(Built { pid, console, control, report })
+        Ok(Built { pid, console, control, halt: Halt::of_child(pid)?, report })
     }
 
     /// What follows is of this step.
@@ -218,6 +220,7 @@ pub(super) fn hand_over(
         vsock_path: run_dir.join(HOST_SOCKET),
         console: built.console,
         control: Box::new(built.control),
+        halt: built.halt,
         kill,
         exit,
     })

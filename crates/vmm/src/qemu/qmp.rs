@@ -108,12 +108,8 @@ impl Qmp {
 }
 
 impl Control for Qmp {
-    fn resume(&self) -> BoxFuture<'_, Result<(), Cause>> {
+    fn start(&self) -> BoxFuture<'_, Result<(), Cause>> {
         Box::pin(async { self.execute("cont").await.map(drop) })
-    }
-
-    fn pause(&self) -> BoxFuture<'_, Result<(), Cause>> {
-        Box::pin(async { self.execute("stop").await.map(drop) })
     }
 
     fn power_button(&self) -> BoxFuture<'_, Result<(), Cause>> {

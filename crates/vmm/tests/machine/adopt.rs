@@ -79,8 +79,16 @@ async fn an_orphan_is_adopted_with_its_controls_its_console_and_its_vsock() {
     let mut answer = [0; 12];
     timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
     assert_eq!(&answer, b"still there?");
-    machine.pause().await.unwrap();
-    machine.resume().await.unwrap();
+    // What comes from the host meanwhile, a connection and the end of one, waits and loses nothing.
+    machine.pause().unwrap();
+    stream.write_all(b"and now?").await.unwrap();
+    assert!(timeout(Duration::from_secs(1), stream.read(&mut [0])).await.is_err(), "a paused guest answers");
+    assert!(machine.is_paused());
+    machine.resume().unwrap();
+    let mut answer = [0; 8];
+    timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"and now?");
+    drop(stream);
     let history = machine.console().history().await.unwrap();
     assert!(String::from_utf8_lossy(&history).contains("ready for vsock"), "what was said before is kept");
     let exit = machine.kill().await;

@@ -65,7 +65,7 @@ async fn a_kill_is_immediate_and_repeatable() {
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     assert_eq!(exit.reason, ExitReason::Killed);
     assert_eq!(machine.kill().await, exit);
-    let refused = machine.pause().await.unwrap_err();
+    let refused = machine.pause().unwrap_err();
     let source = std::error::Error::source(&refused).unwrap().to_string();
     assert_eq!(source, "it is not running any more");
     bench.assert_nothing_left();
@@ -169,12 +169,12 @@ async fn pausing_stops_the_guest_and_resuming_does_not_lose_it() {
     let machine = bench.launch(spec).await;
     machine.start().await.unwrap();
     console_says(&machine, "vmmtest: 0123456789").await;
-    machine.pause().await.unwrap();
+    machine.pause().unwrap();
     // What was on its way when the guest stopped still arrives.
     let (_, mut stream) = machine.console().follow().await.unwrap();
     let quiet = async { while tokio::time::timeout(Duration::from_secs(2), stream.next()).await.is_ok() {} };
     tokio::time::timeout(PATIENCE, quiet).await.expect("a paused guest goes on printing");
-    machine.resume().await.unwrap();
+    machine.resume().unwrap();
     tokio::time::timeout(PATIENCE, stream.next()).await.expect("a resumed guest is silent");
     // Meanwhile the flood has cost two bounded files.
     let bytes = machine.console().history().await.unwrap().len();

@@ -46,6 +46,23 @@ async fn an_adopted_vm_runs_at_once_is_counted_and_goes_like_any_other() {
 }
 
 #[tokio::test]
+async fn a_paused_vm_is_adopted_as_it_is() {
+    let bench = bench(Guest::Honest, FaultPlan::default());
+    let row = left_running(&bench);
+    bench.parts.fault("paused", Fault::Fail);
+    let vm = bench.registry.adopt(row).unwrap();
+    vm.settled().await;
+    assert_eq!(vm.show().state, VmState::Paused);
+    // The file asks for two: one more.
+    bench.registry.start_configured();
+    assert_eq!(bench.registry.list().len(), 2);
+    vm.resume().await.unwrap();
+    vm.ready(SOON).await.unwrap();
+    bench.registry.stop_all(&CancellationToken::new()).await;
+    bench.bare().await;
+}
+
+#[tokio::test]
 async fn a_vm_that_cannot_be_taken_over_is_killed_and_removed() {
     for part in ["slot", "vmm", "channel"] {
         let mut bench = bench(Guest::Honest, FaultPlan::default());
