@@ -341,11 +341,7 @@ impl std::io::Write for Lines {
 
 /// The log of this thread from now on, as JSON lines, until the guard goes.
 fn logged() -> (Lines, tracing::subscriber::DefaultGuard) {
-    // A process with one subscriber takes a line's interest from the thread that says it first, which may be
-    // another test's without any (tracing-core's `has_just_one`). With a second one it asks both.
-    static SECOND: std::sync::OnceLock<tracing::Dispatch> = std::sync::OnceLock::new();
-    let silent = || tracing_subscriber::fmt().with_writer(std::io::sink).finish();
-    SECOND.get_or_init(|| tracing::Dispatch::new(silent()));
+    crate::vm::tests::two_subscribers();
     let lines = Lines::default();
     let writer = lines.clone();
     let log = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone());

@@ -128,6 +128,14 @@ impl Bench {
     }
 }
 
+/// For a test that reads the log. A process with one subscriber takes a line's interest from the thread that says
+/// it first, which may be another test's without any (tracing-core's `has_just_one`); with a second one it asks both.
+pub(crate) fn two_subscribers() {
+    static SECOND: std::sync::OnceLock<tracing::Dispatch> = std::sync::OnceLock::new();
+    let silent = || tracing_subscriber::fmt().with_writer(std::io::sink).finish();
+    SECOND.get_or_init(|| tracing::Dispatch::new(silent()));
+}
+
 fn waiting() -> CreateVm {
     CreateVm { wait: true, ..CreateVm::default() }
 }

@@ -33,6 +33,7 @@ impl Lines {
 
 #[tokio::test]
 async fn an_owners_lines_are_those_of_the_request_it_works_for() {
+    two_subscribers();
     let lines = Lines::default();
     let to = lines.clone();
     let subscriber =
