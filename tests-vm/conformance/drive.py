@@ -203,6 +203,9 @@ def console(daemon):
     with daemon.send("GET", ONE + "/log", query=[("follow", "true")], name=VM) as reply:
         assert reply.response.read(5) == log[:5]
     daemon.refused("not_found", "GET", ONE + "/log", name="nobody")
+    said = daemon.request("GET", ONE + "/log", query=[("of", "vmm")], name=VM).body
+    assert all(line.split(b": ")[0] in (b"qemu-system-x86_64", b"vhost-device-vsock") for line in said.splitlines()), said
+    daemon.refused("invalid_request", "GET", ONE + "/log", query=[("of", "me")], name=VM)
 
 
 def streamed_exec(daemon):

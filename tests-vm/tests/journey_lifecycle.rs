@@ -105,7 +105,7 @@ fn count_zero_launches_none_and_vm_new_makes_them() {
     let pid = i32::try_from(vm["pid"].as_u64().unwrap()).unwrap();
     rustix::process::kill_process(
         rustix::process::Pid::from_raw(pid).unwrap(),
-        rustix::process::Signal::KILL,
+        rustix::process::Signal::TERM,
     )
     .unwrap();
     let start = Instant::now();
@@ -119,6 +119,11 @@ fn count_zero_launches_none_and_vm_new_makes_them() {
         assert!(start.elapsed() < Duration::from_secs(20), "a dead VMM still counts as running");
         std::thread::sleep(Duration::from_millis(50));
     }
+    let said = ok(&daemon.run(&["vm", "logs", "agents-1", "--vmm"]));
+    assert!(
+        said.contains("qemu-system-x86_64: terminating on signal 15"),
+        "its last words are kept: {said:?}"
+    );
     assert!(daemon.stop().success());
 }
 

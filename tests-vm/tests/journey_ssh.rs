@@ -5,7 +5,7 @@ use enisle_tests_vm::{Daemon, Site, fails, ok};
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -349,7 +349,10 @@ fn a_host_key_that_is_none_stops_the_start() {
     fs::create_dir_all(site.state_dir()).unwrap();
     let broken: &Path = &site.state_dir().join("ssh_host_ed25519_key");
     fs::write(broken, "not a key").unwrap();
-    let said = format!("{:#}", Daemon::start(&site, &file, &[]).expect_err("there is no host key"));
-    assert!(said.contains("is no unencrypted SSH key"), "{said}");
+    for (mode, word) in [(0o640, "others than root can read"), (0o600, "is no unencrypted SSH key")] {
+        fs::set_permissions(broken, fs::Permissions::from_mode(mode)).unwrap();
+        let said = format!("{:#}", Daemon::start(&site, &file, &[]).expect_err("there is no host key"));
+        assert!(said.contains(word), "{said}");
+    }
     assert_eq!(fs::read(broken).unwrap(), b"not a key");
 }

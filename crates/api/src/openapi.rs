@@ -180,8 +180,9 @@ fn vms(document: &mut Document) {
         .json::<Vm>(200)
         .end(&halting);
     document
-        .get(routes::VM_LOG, "consoleLog", "The serial console from its start.")
-        .param(Param::query("follow", "boolean", "Go on until the VM is gone."))
+        .get(routes::VM_LOG, "consoleLog", "The serial console from its start, or what the VMM said last.")
+        .param(Param::query("follow", "boolean", "Go on until the VM is gone; the console's only."))
+        .param(Param::query("of", "string", "`console`, or `vmm`: the last 4 KiB that each of its programs wrote, with its name before each line."))
         .bytes("application/octet-stream", "What the guest wrote, as it is.")
         .end(&[Code::InvalidRequest, Code::NotFound]);
 }

@@ -121,6 +121,12 @@ pub fn vm_log(name: &str, follow: bool) -> String {
     format!("/v1/vms/{}/log?follow={follow}", encode(name))
 }
 
+/// The path of what one VM's VMM said.
+#[must_use]
+pub fn vmm_log(name: &str) -> String {
+    format!("/v1/vms/{}/log?of=vmm", encode(name))
+}
+
 /// The path of running a process to its end in one VM.
 #[must_use]
 pub fn vm_exec(name: &str) -> String {

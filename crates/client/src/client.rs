@@ -193,8 +193,19 @@ impl Client {
     /// # Errors
     /// `not_found` when there is none of this name; else see [`Error`].
     pub async fn logs(&self, name: &str, follow: bool) -> Result<LogStream, Error> {
-        let path = routes::vm_log(name, follow);
-        let ask = Ask { method: &Method::GET, path: &path };
+        self.log(&routes::vm_log(name, follow)).await
+    }
+
+    /// What the VMM of a VM and its helpers wrote last, with the program's name before each line.
+    ///
+    /// # Errors
+    /// `not_found` when there is none of this name; else see [`Error`].
+    pub async fn vmm_log(&self, name: &str) -> Result<LogStream, Error> {
+        self.log(&routes::vmm_log(name)).await
+    }
+
+    async fn log(&self, path: &str) -> Result<LogStream, Error> {
+        let ask = Ask { method: &Method::GET, path };
         let response = bounded(ask, READ_LIMIT, connection::request(&self.endpoint, ask, None)).await?;
         Ok(LogStream::new(ask, response))
     }

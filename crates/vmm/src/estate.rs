@@ -66,6 +66,25 @@ impl Tail {
     }
 }
 
+/// What the processes of a VM said last, also after their end.
+#[derive(Debug)]
+pub(crate) struct Words(Vec<(&'static str, Tail)>);
+
+impl Words {
+    /// Each line with the name of the program that said it.
+    pub(crate) fn text(&self) -> String {
+        let mut all = String::new();
+        for (name, tail) in &self.0 {
+            for line in tail.text().lines().filter(|line| !line.trim().is_empty()) {
+                // Some say their name themselves.
+                let line = line.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(line);
+                all.push_str(&format!("{name}: {line}\n"));
+            }
+        }
+        all
+    }
+}
+
 /// How a process is waited for and killed.
 #[derive(Debug)]
 enum Handle {
@@ -210,6 +229,12 @@ impl Estate {
         Ok(())
     }
 
+    /// What they say from now on, too.
+    pub(crate) fn words(&self) -> Words {
+        let processes = [&self.vmm, &self.vsock].into_iter().flatten();
+        Words(processes.map(|process| (process.name, process.said.clone())).collect())
+    }
+
     /// What the VM's processes said last.
     pub(crate) fn said(&self) -> Said {
         let texts: Vec<String> = [&self.vmm, &self.vsock]
@@ -258,6 +283,17 @@ fn remove_socket(path: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_line_has_the_name_of_who_said_it_once() {
+        let (qemu, device) = (Tail::default(), Tail::default());
+        qemu.push(
+            b"qemu: terminating on signal 15\nqemu: info: QEMU waiting for connection on: x\n\nodd\x1b[2J",
+        );
+        device.push(b"[WARN] backend\n");
+        let words = Words(vec![("qemu", qemu), ("device", device)]);
+        assert_eq!(words.text(), "qemu: terminating on signal 15\nqemu: odd.[2J\ndevice: [WARN] backend\n");
+    }
 
     #[test]
     fn a_tail_keeps_the_end_and_shows_no_control_characters() {

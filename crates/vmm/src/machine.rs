@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::console::Console;
 use crate::error::{Cause, VmmError};
+use crate::estate::Words;
 use crate::halt::Halt;
 use crate::{Accelerator, BoxFuture, vsock};
 
@@ -39,6 +40,7 @@ pub(crate) struct Inner {
     pub(crate) console: Console,
     pub(crate) control: Box<dyn Control>,
     pub(crate) halt: Halt,
+    pub(crate) words: Words,
     /// `true` asks the supervisor to kill the VM, and so does dropping the sender.
     pub(crate) kill: watch::Sender<bool>,
     pub(crate) exit: watch::Receiver<Option<Exit>>,
@@ -154,6 +156,14 @@ impl Machine {
             // The supervisor is a task of the runtime: it is lost only with the runtime.
             Err(_) => Exit::unseen(),
         }
+    }
+
+    /// What the VMM and its vsock device wrote to their standard error, the last 4 KiB of each, with the
+    /// program's name before each line; also after their end. Control characters are dots. Of an adopted VM
+    /// what they wrote since.
+    #[must_use]
+    pub fn vmm_log(&self) -> String {
+        self.inner.words.text()
     }
 
     /// How it ended, if it has.

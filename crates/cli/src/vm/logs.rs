@@ -17,20 +17,27 @@ pipes always get every byte. With --json each line is one object {\"line\": …}
 Examples:
   enisle vm logs agents-1
   enisle vm logs agents-1 -f
-  enisle vm logs agents-1 > console.log")]
+  enisle vm logs agents-1 > console.log
+  enisle vm logs agents-1 --vmm")]
 pub(crate) struct LogsArgs {
     /// Name of the VM.
     name: String,
     /// Go on until the VM is gone.
     #[arg(long, short)]
     follow: bool,
+    /// Show what the VMM itself said last, instead of the console.
+    #[arg(long, conflicts_with = "follow")]
+    vmm: bool,
     /// Pass every byte to the terminal.
     #[arg(long, conflicts_with = "json")]
     raw: bool,
 }
 
 pub(super) async fn run(context: &Context, args: &LogsArgs) -> Result<u8, Failure> {
-    let mut log = context.client.logs(&args.name, args.follow).await?;
+    let mut log = match args.vmm {
+        true => context.client.vmm_log(&args.name).await?,
+        false => context.client.logs(&args.name, args.follow).await?,
+    };
     let mut writer = if context.json {
         Writer::Json(Vec::new())
     } else if args.raw || !terminal::stdout_is_terminal() {

@@ -1,4 +1,4 @@
-//! `/v1/vms/{name}/log`: the serial console, whole and as it comes.
+//! `/v1/vms/{name}/log`: the serial console, whole and as it comes, and what the VMM itself said.
 
 use super::App;
 use super::body::Name;
@@ -22,6 +22,20 @@ pub(super) struct LogQuery {
     /// Go on until the VM has ended.
     #[serde(default)]
     follow: bool,
+    /// Whose.
+    #[serde(default)]
+    of: Source,
+}
+
+/// Whose log.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Source {
+    /// The guest's serial console.
+    #[default]
+    Console,
+    /// What the VMM and its helpers said to us.
+    Vmm,
 }
 
 pub(super) async fn log(
@@ -31,7 +45,17 @@ pub(super) async fn log(
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|e| Problem::new(Code::InvalidRequest, e.body_text()))?;
     let vm = app.registry.get(&name)?;
-    let body = if query.follow { following(vm) } else { Body::from(history(&vm).await?) };
+    let body = match (query.of, query.follow) {
+        (Source::Console, true) => following(vm),
+        (Source::Console, false) => Body::from(history(&vm).await?),
+        (Source::Vmm, false) => {
+            Body::from(vm.machine_now().map(|machine| machine.vmm_log()).unwrap_or_default())
+        }
+        (Source::Vmm, true) => {
+            let detail = "`follow` is for the console: the VMM's log is given as far as it is";
+            return Err(Problem::new(Code::InvalidRequest, detail).into());
+        }
+    };
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
 }
 

@@ -372,6 +372,10 @@ impl Machine for FakeMachine {
         Box::pin(async move { exit.wait_for(Option::is_some).await.unwrap().clone().unwrap() })
     }
 
+    fn vmm_log(&self) -> String {
+        "fake-vmm: running\n".to_owned()
+    }
+
     fn console(&self) -> Option<Console> {
         self.console.clone()
     }

@@ -102,6 +102,8 @@ pub(crate) trait Machine: Send + Sync {
     fn kill(&self) -> BoxFuture<'_, Exit>;
     /// Waits for its end.
     fn wait(&self) -> BoxFuture<'_, Exit>;
+    /// What the VMM itself said last.
+    fn vmm_log(&self) -> String;
     /// Its serial console, if it has one.
     fn console(&self) -> Option<enisle_vmm::Console>;
 }

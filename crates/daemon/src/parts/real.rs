@@ -276,6 +276,10 @@ impl Machine for RealMachine {
         Box::pin(self.0.wait())
     }
 
+    fn vmm_log(&self) -> String {
+        self.0.vmm_log()
+    }
+
     fn console(&self) -> Option<Console> {
         Some(self.0.console().clone())
     }

@@ -204,6 +204,7 @@ pub(super) fn hand_over(
 ) -> Machine {
     let (kill, killed) = watch::channel(false);
     let (publish, exit) = watch::channel(None);
+    let words = estate.words();
     let watched = Watched {
         vm: name.clone(),
         estate,
@@ -221,6 +222,7 @@ pub(super) fn hand_over(
         console: built.console,
         control: Box::new(built.control),
         halt: built.halt,
+        words,
         kill,
         exit,
     })
