@@ -2,6 +2,7 @@
 //! seats of those who type into it. Refuses to let a guest or a reader cost more than that: disk,
 //! memory and CPU are all bounded, and nobody who watches holds anybody up.
 
+mod quiet;
 mod seats;
 
 use std::convert::Infallible;
@@ -13,13 +14,13 @@ use std::sync::{Arc, PoisonError};
 use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::error::{Cause, OnPath};
 use crate::pace::Pace;
 use crate::spec::ConsoleSpec;
+use quiet::Quiet;
 use seats::{KEYS_WAITING, Seats};
 pub use seats::{NotTyped, Seat, Viewer};
 
@@ -180,10 +181,11 @@ impl Console {
 
     async fn run(self, stream: UnixStream) {
         let typed = self.shared.typed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (output, input) = stream.into_split();
-        tokio::select! {
-            () = self.read(output) => {}
-            never = type_in(typed, input) => match never {},
+        if let Ok(quiet) = Quiet::new(stream) {
+            tokio::select! {
+                () = self.read(&quiet) => {}
+                never = type_in(typed, &quiet) => match never {},
+            }
         }
         let mut log = self.shared.log.lock().await;
         log.ended = true;
@@ -191,7 +193,7 @@ impl Console {
         let _ = self.shared.live.send(Arc::from([]));
     }
 
-    async fn read(&self, mut stream: OwnedReadHalf) {
+    async fn read(&self, stream: &Quiet) {
         let mut pace = Pace::new(BYTES_PER_SECOND, BURST);
         let mut mark = Mark::default();
         let mut buffer = vec![0; CHUNK];
@@ -219,9 +221,8 @@ impl Console {
     }
 }
 
-/// Passes on what is typed, at the pace the guest takes it. It never ends: a half of a connection
-/// that is dropped would be shut, which the VMM takes for its peer's end.
-async fn type_in(typed: Option<mpsc::Receiver<Box<[u8]>>>, mut guest: OwnedWriteHalf) -> Infallible {
+/// Passes on what is typed, at the pace the guest takes it. It never ends: only the reader sees the end.
+async fn type_in(typed: Option<mpsc::Receiver<Box<[u8]>>>, guest: &Quiet) -> Infallible {
     if let Some(mut typed) = typed {
         while let Some(bytes) = typed.recv().await {
             // The reading half sees the end, and the supervisor says why.
