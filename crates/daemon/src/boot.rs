@@ -20,6 +20,8 @@ use crate::listening::{self, ListeningError};
 use crate::logging;
 use crate::metrics::Metrics;
 use crate::options::{ExitCode, LogFormat, UpOptions};
+use crate::parts::mode::slots::Slots;
+use crate::parts::mode::{Isolated, Modes};
 use crate::parts::names::NameServers;
 use crate::parts::network::{Network, NetworkError};
 use crate::parts::real::RealParts;
@@ -261,13 +263,13 @@ async fn up(config: Config, options: &UpOptions, wishes: Wishes) -> Result<ExitC
     let version = version(&scope, &*vmm);
     tracing::info!(scope, hypervisor = version.hypervisor, api = %config.api.display(), "up");
     faults.announce();
-    let names = NameServers::new();
+    let slots = Arc::new(Slots { network: Arc::clone(&network), names: NameServers::new() });
     let (rows, living): (Vec<_>, Vec<_>) =
         found.into_iter().map(|found| (found.row.clone(), (found.row.name, found.survivor))).unzip();
     let parts = Arc::new(RealParts {
         scope,
         network: Arc::clone(&network),
-        names,
+        modes: Arc::new(Modes { isolated: Isolated(slots) }),
         vmm,
         images,
         kernel,

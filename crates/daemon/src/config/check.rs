@@ -292,6 +292,7 @@ fn resolve_group(group: &GroupKeys, image: &str, daemon_keys: &[SshKey], source:
         userdata: group.userdata.as_ref().map(|script| script.value.0.clone()),
         ssh_keys: keys,
         network: Network {
+            mode: network.mode.as_ref()?.value,
             range: network.range.as_ref()?.value.0,
             policy: policy_of(network),
             drop_at: places(&network.drop, source),

@@ -34,7 +34,7 @@ use source::Source;
 pub use render::Look;
 pub use report::ConfigErrors;
 pub use source::Place;
-pub use values::{Hypervisor, SshKey};
+pub use values::{Hypervisor, Mode, SshKey};
 
 /// The smallest configuration that does something: two lines of it are the network.
 pub const MINIMAL: &str = include_str!("../../../../examples/minimal.yaml");
@@ -106,6 +106,8 @@ pub struct Group {
 /// The network of a group in mode `isolated`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Network {
+    /// How its VMs are connected.
+    pub mode: Mode,
     /// Where VMs get their /30 blocks.
     pub range: Range,
     /// The group's policy. It compiles.

@@ -8,8 +8,8 @@
 use super::printable;
 use super::wire::{self, FrameReader, WireError};
 use crate::chain::Chain;
-use crate::vm::plan::{MTU, VmPlan};
-use enisle_guest_proto::{BootCommand, BootConfig, BootEvent, FrameError, GuestNet, Hello, VERSION};
+use crate::vm::plan::VmPlan;
+use enisle_guest_proto::{BootCommand, BootConfig, BootEvent, FrameError, Hello, VERSION};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,8 +31,6 @@ const MAX_EVENTS: u32 = 64;
 const SCRIPT_PART: usize = 2048;
 /// Complaints about one guest are logged at most this often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
-/// /30: network, gateway, microVM, broadcast.
-const PREFIX_LEN: u8 = 30;
 
 /// What a guest told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,18 +252,10 @@ impl Connection {
 }
 
 fn boot_config(plan: &VmPlan) -> BootConfig {
-    let block = plan.block();
     BootConfig {
         version: VERSION,
         hostname: plan.name().to_owned(),
-        net: Some(GuestNet {
-            mac: block.guest_mac().octets(),
-            address: block.guest(),
-            prefix_len: PREFIX_LEN,
-            gateway: block.gateway(),
-            dns: vec![block.gateway()],
-            mtu: MTU,
-        }),
+        net: plan.guest_net(),
         // 64 bits of nanoseconds last until the year 2554; a clock before 1970 is no clock.
         unix_time_ns: SystemTime::now()
             .duration_since(UNIX_EPOCH)

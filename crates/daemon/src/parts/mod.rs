@@ -10,6 +10,7 @@ pub(crate) mod departures;
 pub(crate) mod fake;
 mod files;
 pub(crate) mod meters;
+pub(crate) mod mode;
 pub(crate) mod names;
 pub(crate) mod network;
 pub(crate) mod policy;
@@ -41,6 +42,14 @@ pub(crate) enum PartError {
     /// A slot that is needed is not there.
     #[error("block {0} has no slot")]
     NoSlot(Block),
+    /// Its group's mode does not do that.
+    #[error("a network of mode `{mode}` {what}")]
+    NotInMode {
+        /// The mode.
+        mode: &'static str,
+        /// What it lacks.
+        what: &'static str,
+    },
     /// A slot that could not be removed before.
     #[error("the slot of block {0} could not be removed; the next start of the daemon removes it")]
     StuckSlot(Block),

@@ -45,20 +45,19 @@ pub(crate) trait PolicyParts {
 
 impl PolicyParts for RealParts {
     fn switch(&self, to: &[(Arc<VmPlan>, CompiledPolicy)]) -> Result<(), PartError> {
-        let policies: Vec<_> = to.iter().map(|(plan, policy)| (plan.block(), policy)).collect();
-        self.network.switch(&policies)?;
-        for (plan, policy) in to {
-            self.names.follow(plan, policy.reaches_nothing());
+        match to.first() {
+            // Those of one group.
+            Some((plan, _)) => self.modes.of(plan).switch(to),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn observe(&self, plan: &VmPlan) -> Result<Observed, PartError> {
-        self.network.observe(plan.block())
+        self.modes.of(plan).observe(plan)
     }
 
     fn why(&self, plan: &VmPlan, policy: &CompiledPolicy, question: &Question) -> Result<Found, PartError> {
-        self.network.why(plan.block(), policy, question)
+        self.modes.of(plan).why(plan, policy, question)
     }
 
     fn cut_by(
@@ -67,6 +66,6 @@ impl PolicyParts for RealParts {
         old: &CompiledPolicy,
         new: &CompiledPolicy,
     ) -> Result<Vec<LiveFlow>, PartError> {
-        self.network.cut_by(plan.block(), old, new)
+        self.modes.of(plan).cut_by(plan, old, new)
     }
 }

@@ -3,7 +3,7 @@
 //! Owns: translating a VM's plan into their words. Refuses: blocking the runtime; what blocks runs
 //! on a blocking thread to its end, so a part is whole or not there.
 
-use super::names::NameServers;
+use super::mode::Modes;
 use super::network::Network;
 use super::{Machine, PartError, Parts, SlotView, files};
 use crate::survivors::KILL_LIMIT;
@@ -20,7 +20,6 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
 
 /// Names of interfaces stay those of the kernel: the agent looks for the only one.
 const CMDLINE: &str = "net.ifnames=0";
@@ -31,7 +30,7 @@ const BASE_PIDS: u32 = 64;
 pub(crate) struct RealParts {
     pub(crate) scope: String,
     pub(crate) network: Arc<Network>,
-    pub(crate) names: NameServers,
+    pub(crate) modes: Arc<Modes>,
     pub(crate) vmm: Arc<dyn Vmm>,
     pub(crate) images: ImageStore,
     pub(crate) kernel: PathBuf,
@@ -41,7 +40,7 @@ pub(crate) struct RealParts {
 }
 
 /// Runs what blocks, to its end.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, PartError> + Send + 'static,
 ) -> Result<T, PartError> {
@@ -83,7 +82,7 @@ impl RealParts {
     }
 
     async fn start(&self, plan: &VmPlan) -> Result<Arc<dyn Machine>, PartError> {
-        let nic = self.network.nic(plan.block())?;
+        let nic = self.modes.of(plan).nic(plan)?;
         let base = self.images.image(&plan.row.image).map_err(image)?.path;
         let machine = self.vmm.launch(self.spec(plan, nic, base)).await.map_err(vmm)?;
         Ok(Arc::new(RealMachine(machine)))
@@ -101,13 +100,8 @@ impl RealParts {
             let survivor = survivors.get(plan.name()).ok_or(PartError::NoSlot(plan.block()))?;
             survivor.netns().try_clone_to_owned().map_err(PartError::io("duplicate", "a namespace"))?
         };
-        let (network, of_slot) = (Arc::clone(&self.network), Arc::clone(plan));
-        let adopt = move || {
-            network.adopt(&of_slot, netns)?;
-            network.open_name_server(of_slot.block())
-        };
-        let sockets = blocking("adopting a slot", adopt).await?;
-        self.names.start(plan, sockets)
+        plan.set_guest_net(self.modes.of(plan).adopt(plan, netns).await?);
+        Ok(())
     }
 
     async fn take_over(&self, plan: &VmPlan) -> Result<Arc<dyn Machine>, PartError> {
@@ -134,31 +128,14 @@ fn image(error: enisle_image::ImageError) -> PartError {
 
 impl Parts for RealParts {
     fn make_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
-        let (network, plan) = (Arc::clone(&self.network), Arc::clone(plan));
-        Box::pin(async move {
-            let of_slot = Arc::clone(&plan);
-            let make = move || {
-                network.make(&of_slot)?;
-                network.open_name_server(of_slot.block())
-            };
-            let sockets = blocking("making a slot", make).await?;
-            self.names.start(&plan, sockets)
+        Box::pin(async {
+            plan.set_guest_net(self.modes.of(plan).make(plan).await?);
+            Ok(())
         })
     }
 
     fn remove_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<(), PartError>> {
-        let (network, block) = (Arc::clone(&self.network), plan.block());
-        Box::pin(async move {
-            // First: its sockets hold the namespace.
-            self.names.stop(block).await;
-            let (tell, mut told) = mpsc::unbounded_channel();
-            let give_back = move || {
-                network.give_back(block, tell);
-                Ok(())
-            };
-            blocking("taking a slot back", give_back).await?;
-            told.recv().await.unwrap_or(Err(PartError::Panicked("removing a slot")))
-        })
+        self.modes.of(plan).remove(plan)
     }
 
     fn set_ranges(&self, ranges: &[Range]) -> Result<(), PartError> {
@@ -170,8 +147,8 @@ impl Parts for RealParts {
     }
 
     fn view_slot<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<SlotView, PartError>> {
-        let (network, block) = (Arc::clone(&self.network), plan.block());
-        Box::pin(blocking("looking at a slot", move || network.view(block)))
+        let (modes, plan) = (Arc::clone(&self.modes), Arc::clone(plan));
+        Box::pin(blocking("looking at a slot", move || modes.of(&plan).view(&plan)))
     }
 
     fn make_channel<'a>(&'a self, plan: &'a Arc<VmPlan>) -> BoxFuture<'a, Result<UnixListener, PartError>> {

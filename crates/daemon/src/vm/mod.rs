@@ -35,6 +35,7 @@ use enisle_guest_proto::Request;
 use lifetime::{StreamPlace, Streams};
 use plan::VmPlan;
 use queue::Ticket;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 use table::State;
@@ -92,6 +93,7 @@ impl Handle {
     /// The VM as the API shows it.
     pub(crate) fn show(&self) -> Vm {
         let row = &self.plan.row;
+        let net = self.plan.guest_net();
         let mut status = self.status.borrow().clone();
         if status.state == State::Creating && status.reason.is_none() {
             let waiting = self.ticket.as_ref().and_then(Ticket::waiting);
@@ -102,9 +104,9 @@ impl Handle {
             group: row.group.clone(),
             state: status.state.shown(),
             reason: status.reason,
-            mode: "isolated".to_owned(),
-            address: row.block.guest(),
-            gateway: row.block.gateway(),
+            mode: self.plan.group.config.network.mode.name().to_owned(),
+            address: net.as_ref().map_or(Ipv4Addr::UNSPECIFIED, |net| net.address),
+            gateway: net.map_or(Ipv4Addr::UNSPECIFIED, |net| net.gateway),
             vcpu: row.vcpu,
             ram_mb: row.ram_mib,
             image: row.image.clone(),

@@ -284,7 +284,7 @@ impl Owner {
         match outcome {
             Ok(found) => {
                 let paused = found == Found::Paused;
-                tracing::info!(vm, address = %self.plan.block().guest(), paused, "adopted");
+                tracing::info!(vm, address = %self.plan.address(), paused, "adopted");
                 self.tell(|vm, group| EventKind::VmAdopted { vm, group });
                 if paused { Event::Halted } else { Event::Adopted }
             }
@@ -374,7 +374,7 @@ impl Owner {
         self.status.send_modify(|status| status.ready_after_ms = Some(ms));
         self.workshop.metrics.launched(&self.plan.row.group, self.begun.elapsed());
         self.remember(self.workshop.store.set_running(self.plan.name(), ms));
-        tracing::info!(vm = self.plan.name(), address = %self.plan.block().guest(), ms, "ready");
+        tracing::info!(vm = self.plan.name(), address = %self.plan.address(), ms, "ready");
         self.tell(|vm, group| EventKind::VmReady { vm, group, after_ms: ms });
         // What it does from here on, nobody has asked for.
         self.span = Span::none();

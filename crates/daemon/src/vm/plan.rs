@@ -3,10 +3,13 @@
 //! Owns: the paths and numbers that follow from a VM's name and block. Refuses: making anything.
 
 use crate::config::Group;
+use crate::parts::mode;
 use crate::store::VmRow;
+use enisle_guest_proto::GuestNet;
 use enisle_net::WarmSpec;
 use enisle_net::plan::Block;
 use enisle_net::policy::{self, CompileError, CompiledPolicy, PolicySpec};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -90,6 +93,8 @@ pub(crate) struct VmPlan {
     pub(crate) group: Arc<GroupPlan>,
     /// Its own lists of this moment; the row's are those it was made with.
     own: Mutex<PolicySpec>,
+    /// What the guest is told of its network; nothing while that is not decided.
+    guest_net: Mutex<Option<GuestNet>>,
     /// Script for the first boot.
     pub(crate) userdata: Option<String>,
     /// Sockets; a short path, for `sun_path`.
@@ -111,7 +116,24 @@ impl std::fmt::Debug for VmPlan {
 impl VmPlan {
     pub(crate) fn new(row: VmRow, group: Arc<GroupPlan>, userdata: Option<String>, dirs: &StateDirs) -> Self {
         let own = Mutex::new(row.lists.clone());
-        Self { run_dir: dirs.run_of(row.block), home: dirs.home_of(&row.name), row, group, own, userdata }
+        let guest_net = Mutex::new(mode::planned(&group.config.network, row.block));
+        let (run_dir, home) = (dirs.run_of(row.block), dirs.home_of(&row.name));
+        Self { row, group, own, guest_net, userdata, run_dir, home }
+    }
+
+    /// What the guest is told of its network; `None` while its network's mode has not decided.
+    pub(crate) fn guest_net(&self) -> Option<GuestNet> {
+        self.guest_net.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Its network is made.
+    pub(crate) fn set_guest_net(&self, net: GuestNet) {
+        *self.guest_net.lock().unwrap_or_else(PoisonError::into_inner) = Some(net);
+    }
+
+    /// The VM's address; 0.0.0.0 while nobody has decided.
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        self.guest_net().map_or(Ipv4Addr::UNSPECIFIED, |net| net.address)
     }
 
     /// The VM's own lists.
@@ -199,7 +221,6 @@ impl StateDirs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
 
     #[test]
     fn the_longest_socket_path_fits() {

@@ -80,11 +80,11 @@ impl Registry {
             self.workshop.store.set_script(&row.name, script)?;
         }
         let plan = Arc::new(VmPlan::new(row, accepted.group, accepted.userdata, &self.dirs));
-        tracing::info!(vm = plan.name(), address = %plan.block().guest(), "creating");
+        tracing::info!(vm = plan.name(), address = %plan.address(), "creating");
         self.events().tell(EventKind::VmCreated {
             vm: plan.name().to_owned(),
             group: plan.row.group.clone(),
-            address: plan.block().guest(),
+            address: plan.address(),
         });
         let (owner, handle) = Owner::new(Arc::clone(&plan), self.workshop.clone(), place);
         vms.insert(plan.name().to_owned(), handle.clone());
@@ -193,7 +193,7 @@ impl Registry {
                 vcpu: config.vcpu,
                 ram_mb: config.ram_mib,
                 network: GroupNetwork {
-                    mode: "isolated".to_owned(),
+                    mode: config.network.mode.name().to_owned(),
                     range: config.network.range.to_string(),
                     drop: lists.drop,
                     allow: lists.allow,

@@ -13,5 +13,5 @@ pub(super) use network::{Address, HostAddress, RangeText, RuleText};
 pub(super) use number::{Gigabytes, Megabytes, Size, Whole};
 pub(super) use place::{ApiSocket, Directory, FilePath, StateDirectory};
 pub use ssh_key::SshKey;
-pub use word::Hypervisor;
-pub(super) use word::{GroupName, ImageName, Mode, Script};
+pub(super) use word::{GroupName, ImageName, Script};
+pub use word::{Hypervisor, Mode};

@@ -128,8 +128,19 @@ impl Text for Hypervisor {
 
 /// How a group is connected. There is one mode, and files say so, because others will come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::config) enum Mode {
+pub enum Mode {
+    /// Each VM on its own.
     Isolated,
+}
+
+impl Mode {
+    /// As the file calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Isolated => "isolated",
+        }
+    }
 }
 
 impl Text for Mode {
