@@ -6,7 +6,7 @@
 
 use enisle_archive::{UnpackOptions, unpack};
 use enisle_daemon::config::{self, AnyHost, Look};
-use enisle_guest_proto::{BootEvent, Control, Decoder, Hello, MAX_FRAME, Reply};
+use enisle_guest_proto::{BootEvent, Control, Decoder, Hello, MAX_FRAME, Parts, Reply};
 use enisle_net::policy::{PolicySpec, Proto, Rule, compile};
 
 /// A name, as `cargo fuzz run` takes it, and what reads the bytes.
@@ -25,7 +25,7 @@ pub const TARGETS: [Target; 6] = [
 /// What the agent of a hostile guest sends: frames, cut as the first byte says, read as every message.
 ///
 /// # Panics
-/// If a frame is larger than the protocol allows.
+/// If a frame is larger than the protocol allows, or the two ways to take frames differ.
 pub fn agent_frames(data: &[u8]) {
     let Some((cut, wire)) = data.split_first() else { return };
     let mut decoder = Decoder::default();
@@ -37,6 +37,39 @@ pub fn agent_frames(data: &[u8]) {
             let _ = frame.control::<BootEvent>();
             let _ = frame.control::<Reply>();
             let _ = frame.control::<Control>();
+        }
+    }
+    agree(usize::from(*cut).max(1), wire);
+}
+
+/// Frames taken whole and frames taken in parts are the same bytes, up to the same mistake.
+fn agree(cut: usize, wire: &[u8]) {
+    let (mut decoder, mut parts) = (Decoder::default(), Parts::default());
+    let (mut whole, mut pieces) = (Vec::new(), Vec::new());
+    for piece in wire.chunks(cut) {
+        decoder.feed(piece);
+        let wrong = loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) => whole.extend_from_slice(&frame.payload),
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        parts.room()[..piece.len()].copy_from_slice(piece);
+        parts.filled(piece.len());
+        let wrong_in_parts = loop {
+            match parts.next_part() {
+                Ok(Some(part)) => pieces.extend_from_slice(parts.bytes(&part)),
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        // Of a frame that is still to come whole, some may have been taken in parts already.
+        assert!(pieces.starts_with(&whole), "{} bytes of {}", pieces.len(), whole.len());
+        assert_eq!(wrong, wrong_in_parts);
+        if wrong.is_some() {
+            assert_eq!(pieces.len(), whole.len());
+            return;
         }
     }
 }

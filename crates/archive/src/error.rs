@@ -4,7 +4,7 @@ use rustix::io::Errno;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A failure of [`crate::pack`], [`crate::unpack`] or [`crate::write_file`].
+/// A failure of [`crate::pack`], [`crate::unpack`] or [`crate::NewFile`].
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// The archive could not be read from its source.

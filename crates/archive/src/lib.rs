@@ -1,6 +1,6 @@
 //! Files and directories as tar streams, both ways, between machines that do not trust each other.
 //!
-//! Owns: [`pack`], [`unpack`] and [`write_file`], blocking, on any `Read` and `Write`. Modes and
+//! Owns: [`pack`], [`unpack`] and [`NewFile`], blocking, on any `Read` and `Write`. Modes and
 //! times (in nanoseconds) are kept; symlinks arrive as symlinks; devices, fifos and sockets are
 //! left out and reported. Refuses: to write outside the destination, whatever an archive says; to
 //! follow a symlink, but for the path the caller names himself; hard links, because one to a file
@@ -16,14 +16,16 @@
 
 mod error;
 mod format;
+mod new_file;
 mod pack;
 mod pax;
 mod place;
 mod unpack;
 
 pub use error::ArchiveError;
+pub use new_file::NewFile;
 pub use pack::{PackOptions, pack};
-pub use unpack::{Owner, UnpackOptions, unpack, write_file};
+pub use unpack::{Owner, UnpackOptions, unpack};
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -172,10 +172,10 @@ impl Place {
     }
 
     /// Gives a filled file its attributes and its name.
-    pub(crate) fn finish_file(&self, part: Part, attributes: Attributes) -> Result<(), Errno> {
+    pub(crate) fn finish_file(&self, part: &Part, attributes: Attributes) -> Result<(), Errno> {
         let outcome = apply(&part.fd, attributes).and_then(|()| self.rename(&part.temporary, &part.name));
         if outcome.is_err() {
-            self.discard(&part);
+            self.discard(part);
         }
         outcome
     }

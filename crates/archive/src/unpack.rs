@@ -1,7 +1,6 @@
 //! Unpacking: an archive nobody vouches for, into a directory.
 
 use crate::format::{Entry, Kind, Reader};
-use crate::pax::Time;
 use crate::place::{Attributes, Name, Place, in_the_way};
 use crate::{ArchiveError, PIECE, Progress, Summary, to_path};
 use rustix::fs::{CWD, Mode, OFlags, Stat};
@@ -11,7 +10,6 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::SystemTime;
 
 /// Who owns what is unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,63 +66,6 @@ pub fn unpack(
     Ok(unpacker.summary)
 }
 
-/// Fills the regular file `path` with `input`, mode 0644, replacing what is there only once all
-/// of it has come. Returns the number of bytes.
-///
-/// # Errors
-/// `input` failed, the directory does not exist, something else than a file is at `path`.
-pub fn write_file(mut input: impl Read, path: &Path, owner: Owner) -> Result<u64, ArchiveError> {
-    // A link the caller names is followed, as by a shell's `>`.
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    match path.symlink_metadata() {
-        Ok(found) if found.is_file() => {}
-        Ok(found) => {
-            let is = if found.is_dir() { "a directory" } else { "no regular file" };
-            return Err(ArchiveError::InTheWay { path, is, wants: "a file" });
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        // What cannot be looked at is not replaced either.
-        Err(e) => return Err(ArchiveError::file("look at", path, e)),
-    }
-    let name = file_name(&path)?;
-    let base =
-        open_base(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
-    let owner = owner_below(&base, owner, &path)?;
-    let mut place = Place::new(base);
-    let name = Name::parse(name.to_bytes())?;
-    let part = place.begin_file(&name)?;
-    let mut copy = || -> Result<u64, ArchiveError> {
-        let mut piece = vec![0; PIECE];
-        let mut bytes = 0;
-        loop {
-            let length = match input.read(&mut piece) {
-                Ok(0) => return Ok(bytes),
-                Ok(length) => length,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(ArchiveError::Input(e)),
-            };
-            write_all(part.as_fd(), &piece[..length]).map_err(|e| ArchiveError::file("write", &path, e))?;
-            bytes += length as u64;
-        }
-    };
-    match copy() {
-        Ok(bytes) => {
-            let attributes = Attributes { mode: 0o644, mtime: now(), owner };
-            place.finish_file(part, attributes).map_err(|e| in_the_way(&name, e))?;
-            Ok(bytes)
-        }
-        Err(e) => {
-            place.discard(&part);
-            Err(e)
-        }
-    }
-}
-
-fn now() -> Time {
-    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    Time { seconds: now.as_secs().cast_signed(), nanoseconds: now.subsec_nanos() }
-}
-
 /// The directory to unpack in, and the name the root is to get there.
 fn open_destination(destination: &Path) -> Result<(OwnedFd, Option<CString>), ArchiveError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -139,18 +80,22 @@ fn open_destination(destination: &Path) -> Result<(OwnedFd, Option<CString>), Ar
     }
 }
 
-fn open_base(directory: &Path) -> Result<OwnedFd, ArchiveError> {
+pub(crate) fn open_base(directory: &Path) -> Result<OwnedFd, ArchiveError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(CWD, directory, flags, Mode::empty())
         .map_err(|e| ArchiveError::file("open directory", directory, e))
 }
 
-fn file_name(path: &Path) -> Result<CString, ArchiveError> {
+pub(crate) fn file_name(path: &Path) -> Result<CString, ArchiveError> {
     let name = path.file_name().and_then(|name| CString::new(name.as_bytes()).ok());
     name.ok_or_else(|| ArchiveError::file("open", path, Errno::NOENT))
 }
 
-fn owner_below(base: &OwnedFd, owner: Owner, destination: &Path) -> Result<Option<(u32, u32)>, ArchiveError> {
+pub(crate) fn owner_below(
+    base: &OwnedFd,
+    owner: Owner,
+    destination: &Path,
+) -> Result<Option<(u32, u32)>, ArchiveError> {
     match owner {
         Owner::Caller => Ok(None),
         Owner::Destination => {
@@ -254,7 +199,7 @@ impl<R: Read> Unpacker<'_, R> {
                 progress(want as u64);
             }
         }
-        self.place.finish_file(part, attributes).map_err(|e| in_the_way(name, e))?;
+        self.place.finish_file(&part, attributes).map_err(|e| in_the_way(name, e))?;
         self.reader.padding(size)
     }
 }

@@ -3,7 +3,7 @@
 //! Each attack is shown to fail and to leave the outside untouched; the same destination takes an
 //! honest archive in the same test, so that a refusal is not just a broken destination.
 
-use enisle_archive::{ArchiveError, MAX_DEPTH, Owner, UnpackOptions, pack, unpack, write_file};
+use enisle_archive::{ArchiveError, MAX_DEPTH, NewFile, Owner, UnpackOptions, pack, unpack};
 use proptest::prelude::*;
 use rustix::fs::{FileType, Mode};
 use std::fs;
@@ -381,19 +381,26 @@ fn a_file_and_a_directory_of_one_name() {
 
 #[test]
 fn a_raw_file_never_lands_on_a_device_or_half() {
-    struct Failing;
-    impl Read for Failing {
-        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-            Err(io::ErrorKind::ConnectionReset.into())
-        }
-    }
     let world = World::new();
     let file = world.destination().join("file");
     fs::write(&file, "old").unwrap();
-    assert!(matches!(write_file(b"new".chain(Failing), &file, Owner::Caller), Err(ArchiveError::Input(_))));
+    let begin = |content: &[u8]| {
+        let new = NewFile::begin(&file, Owner::Caller).unwrap();
+        assert_eq!(rustix::io::write(&new, content).unwrap(), content.len());
+        new
+    };
+    drop(begin(b"half"));
     assert_eq!(fs::read(&file).unwrap(), b"old");
-    assert_eq!(write_file(b"new".as_slice(), &file, Owner::Caller).unwrap(), 3);
+    assert_eq!(fs::read_dir(world.destination()).unwrap().count(), 1, "the half is gone");
+    begin(b"new").finish().unwrap();
     assert_eq!(fs::read(&file).unwrap(), b"new");
+    assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o644);
+    // What is in its place by then stays, and nothing is left beside it.
+    let late = begin(b"late");
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    assert!(matches!(late.finish(), Err(ArchiveError::InTheWay { .. })));
+    assert_eq!(fs::read_dir(world.destination()).unwrap().count(), 1);
     // Special files of its own: a test must not aim at the machine's devices.
     let (device, fifo) = (world.destination().join("device"), world.destination().join("fifo"));
     let null = rustix::fs::makedev(1, 3);
@@ -401,8 +408,8 @@ fn a_raw_file_never_lands_on_a_device_or_half() {
         .expect("needs root");
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, Mode::RWXU).unwrap();
     for bad in [&device, &fifo, &world.destination()] {
-        let refused = write_file(b"x".as_slice(), bad, Owner::Caller);
-        assert!(matches!(refused, Err(ArchiveError::InTheWay { .. })), "{bad:?}: {refused:?}");
+        let refused = NewFile::begin(bad, Owner::Caller).err();
+        assert!(matches!(refused, Some(ArchiveError::InTheWay { .. })), "{bad:?}: {refused:?}");
     }
     assert_eq!(fs::metadata(&device).unwrap().rdev(), null, "the device is still one");
     world.check();

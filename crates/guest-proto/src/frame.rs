@@ -12,10 +12,11 @@ pub const HEADER: usize = 5;
 pub const MAX_PAYLOAD: usize = MAX_FRAME - HEADER;
 
 /// What a frame carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
     /// A JSON message.
+    #[default]
     Control = 0,
     /// Bytes of stream 1: to the guest (stdin, archive in, forward out) .
     Stdin = 1,
@@ -23,6 +24,38 @@ pub enum Kind {
     Stdout = 2,
     /// Bytes of stream 3: from the guest (stderr).
     Stderr = 3,
+}
+
+/// What a frame's header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What the payload is.
+    pub kind: Kind,
+    /// Bytes of the payload, at most [`MAX_PAYLOAD`].
+    pub length: usize,
+}
+
+impl Header {
+    /// Reads a header.
+    ///
+    /// # Errors
+    /// It is not one this version allows.
+    pub fn parse(bytes: [u8; HEADER]) -> Result<Self, FrameError> {
+        let [l0, l1, l2, l3, kind] = bytes;
+        let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        if length > MAX_PAYLOAD {
+            return Err(FrameError::TooLong(length));
+        }
+        let kind = Kind::from_byte(kind).ok_or(FrameError::UnknownKind(kind))?;
+        Ok(Self { kind, length })
+    }
+
+    /// The header as it is sent.
+    #[must_use]
+    pub fn bytes(self) -> [u8; HEADER] {
+        let [l0, l1, l2, l3] = (self.length as u32).to_le_bytes();
+        [l0, l1, l2, l3, self.kind as u8]
+    }
 }
 
 impl Kind {
@@ -66,8 +99,7 @@ pub enum FrameError {
 /// When `payload` is over [`MAX_PAYLOAD`]: callers cut their data first.
 pub fn encode(kind: Kind, payload: &[u8], out: &mut Vec<u8>) {
     assert!(payload.len() <= MAX_PAYLOAD, "payload over MAX_PAYLOAD");
-    out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-    out.push(kind as u8);
+    out.extend_from_slice(&Header { kind, length: payload.len() }.bytes());
     out.extend_from_slice(payload);
 }
 
@@ -124,12 +156,7 @@ impl Decoder {
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
         let rest = &self.buffer[self.consumed..];
         let Some((header, rest)) = rest.split_first_chunk::<HEADER>() else { return Ok(None) };
-        let [l0, l1, l2, l3, kind] = *header;
-        let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-        if length > MAX_PAYLOAD {
-            return Err(FrameError::TooLong(length));
-        }
-        let kind = Kind::from_byte(kind).ok_or(FrameError::UnknownKind(kind))?;
+        let Header { kind, length } = Header::parse(*header)?;
         let Some(payload) = rest.get(..length) else { return Ok(None) };
         let payload = payload.to_vec();
         self.consumed += HEADER + length;

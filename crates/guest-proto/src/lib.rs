@@ -28,13 +28,17 @@
 pub mod files;
 pub mod frame;
 pub mod message;
+pub mod parts;
 pub mod probe;
 pub mod processes;
 pub mod watch;
 
 pub use files::*;
-pub use frame::{Decoder, Frame, FrameError, Kind, MAX_FRAME, MAX_PAYLOAD, encode, encode_control};
+pub use frame::{
+    Decoder, Frame, FrameError, HEADER, Header, Kind, MAX_FRAME, MAX_PAYLOAD, encode, encode_control,
+};
 pub use message::*;
+pub use parts::{Part, Parts};
 pub use probe::*;
 pub use processes::*;
 pub use watch::*;

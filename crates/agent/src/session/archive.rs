@@ -1,4 +1,4 @@
-//! Archives and raw files, in and out, by a worker thread behind a pipe.
+//! Archives, in and out, by a worker thread behind a pipe.
 //!
 //! The pump never waits for a disk: the worker does, and ends when its pipe ends, also when the
 //! daemon is gone. What arrived incomplete is removed again.
@@ -7,10 +7,8 @@ use super::exec::non_blocking;
 use super::failure::{class, failure, from_chain, from_io};
 use super::pump::{InputEnd, Job, Streams};
 use super::{Running, success};
-use enisle_archive::{ArchiveError, Owner, PackOptions, UnpackOptions, pack, unpack, write_file};
+use enisle_archive::{ArchiveError, Owner, PackOptions, UnpackOptions, pack, unpack};
 use enisle_guest_proto::{Control, Failure, FailureCode};
-use rustix::fs::{FileType, Mode, OFlags};
-use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -88,23 +86,17 @@ pub(super) fn absolute(path: &str) -> Result<PathBuf, Failure> {
 }
 
 /// Begins to send what is at `path`.
-pub(super) fn begin_out(path: &str, raw: bool) -> Result<Running, Failure> {
+pub(super) fn begin_out(path: &str) -> Result<Running, Failure> {
     let path = absolute(path)?;
-    let file = raw.then(|| open_raw(&path)).transpose()?;
-    if file.is_none() {
-        // Asked now, so that a wrong path is refused and does not fail half-way.
-        std::fs::metadata(&path).map_err(|e| from_io(&path.display().to_string(), &e))?;
-    }
+    // Asked now, so that a wrong path is refused and does not fail half-way.
+    std::fs::metadata(&path).map_err(|e| from_io(&path.display().to_string(), &e))?;
     let begin = || -> io::Result<Running> {
         let (read, write) = wide_pipe()?;
-        let task = move || match file {
-            Some(file) => send_raw(file, write, &path),
-            None => {
-                let options = PackOptions { one_file_system: true, progress: None };
-                pack(&path, None, io::BufWriter::with_capacity(BUFFER, write), options)
-                    .map(drop)
-                    .map_err(|e| describe(&e))
-            }
+        let task = move || {
+            let options = PackOptions { one_file_system: true, progress: None };
+            pack(&path, None, io::BufWriter::with_capacity(BUFFER, write), options)
+                .map(drop)
+                .map_err(|e| describe(&e))
         };
         let worker = start(Arc::default(), task)?;
         let streams = Streams { input: None, stdout: Some(non_blocking(read.into())?), stderr: None };
@@ -113,38 +105,25 @@ pub(super) fn begin_out(path: &str, raw: bool) -> Result<Running, Failure> {
     begin().map_err(|e| from_io("start the archive", &e))
 }
 
-fn open_raw(path: &Path) -> Result<File, Failure> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let name = path.display();
-    let fd =
-        rustix::fs::open(path, flags, Mode::empty()).map_err(|e| from_io(&name.to_string(), &e.into()))?;
-    let stat = rustix::fs::fstat(&fd).map_err(|e| from_io(&name.to_string(), &e.into()))?;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(File::from(fd)),
-        FileType::Directory => {
-            Err(failure(FailureCode::Invalid, format!("{name} is a directory, not a file")))
-        }
-        _ => Err(failure(FailureCode::Invalid, format!("{name} is no regular file"))),
-    }
-}
-
-fn send_raw(mut file: File, mut out: PipeWriter, path: &Path) -> Result<(), Failure> {
-    io::copy(&mut file, &mut out).map(drop).map_err(|e| from_io(&path.display().to_string(), &e))
-}
-
-/// Begins to receive into `path`.
-pub(super) fn begin_in(path: &str, raw: bool) -> Result<Running, Failure> {
+/// Where something is to be received: `path`, if there is a directory for it.
+pub(super) fn destination(path: &str) -> Result<PathBuf, Failure> {
     let path = absolute(path)?;
     let parent = path.parent().unwrap_or(Path::new("/"));
     if !path.is_dir() && !parent.is_dir() {
         let message = format!("{}: there is no directory {}", path.display(), parent.display());
         return Err(failure(FailureCode::NotFound, message));
     }
+    Ok(path)
+}
+
+/// Begins to receive into `path`.
+pub(super) fn begin_in(path: &str) -> Result<Running, Failure> {
+    let path = destination(path)?;
     let begin = || -> io::Result<Running> {
         let (read, write) = wide_pipe()?;
         let complete = Arc::new(AtomicBool::new(false));
         let input = Whole { input: read, complete: Arc::clone(&complete) };
-        let task = move || receive(input, &path, raw).map_err(|e| describe(&e));
+        let task = move || receive(input, &path).map_err(|e| describe(&e));
         let worker = start(complete, task)?;
         let streams = Streams {
             input: Some((non_blocking(write.into())?, InputEnd::Close)),
@@ -156,10 +135,7 @@ pub(super) fn begin_in(path: &str, raw: bool) -> Result<Running, Failure> {
     begin().map_err(|e| from_io("start the archive", &e))
 }
 
-fn receive(input: Whole, path: &Path, raw: bool) -> Result<(), ArchiveError> {
-    if raw {
-        return write_file(input, path, Owner::Destination).map(drop);
-    }
+fn receive(input: Whole, path: &Path) -> Result<(), ArchiveError> {
     // The archive is the operator's and the guest is his too: it keeps what `cp -p` would keep.
     let options = UnpackOptions { keep_set_id: true, owner: Owner::Destination, progress: None };
     unpack(io::BufReader::with_capacity(BUFFER, input), path, options).map(drop)
@@ -182,7 +158,7 @@ impl Read for Whole {
     }
 }
 
-fn describe(error: &ArchiveError) -> Failure {
+pub(super) fn describe(error: &ArchiveError) -> Failure {
     let code = match error {
         ArchiveError::NoSpace { .. } => FailureCode::NoSpace,
         // The input breaks off as `Input`; what was sent whole and ends too early is what the caller has.

@@ -1,11 +1,14 @@
 //! A session's connection: frames in, frames out, never blocking where a pump could not.
 //!
-//! Owns: the buffer of what is to be sent, and cutting it into writes the guest's vsock can take.
+//! Owns: reading into the buffer where frames are taken apart, and cutting what is to be sent into writes the
+//! guest's vsock can take.
 
-use enisle_guest_proto::{Decoder, Frame, FrameError, Kind, MAX_FRAME, encode, encode_control};
+use super::outgoing::Outgoing;
+use enisle_guest_proto::{FrameError, MAX_FRAME, Parts};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -45,31 +48,29 @@ impl From<Errno> for ConnectionError {
 
 pub(super) struct Connection {
     fd: OwnedFd,
-    decoder: Decoder,
-    unsent: Vec<u8>,
-    sent: usize,
-    /// Where bytes are read to; kept, because clearing it for each read costs more than reading.
-    scratch: Box<[u8]>,
+    /// What came.
+    pub(super) parts: Parts,
+    /// What is to be sent.
+    pub(super) out: Outgoing,
 }
 
 impl Connection {
     pub(super) fn new(fd: OwnedFd) -> Result<Self, ConnectionError> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self {
-            fd,
-            decoder: Decoder::default(),
-            unsent: Vec::new(),
-            sent: 0,
-            scratch: vec![0; 4 * MAX_FRAME].into(),
-        })
+        Ok(Self { fd, parts: Parts::default(), out: Outgoing::new() })
     }
 
     /// Reads once what is there. [`ConnectionError::Closed`] at the end.
     pub(super) fn fill(&mut self) -> Result<(), ConnectionError> {
-        match rustix::io::read(&self.fd, &mut *self.scratch) {
+        let room = self.parts.room();
+        if room.is_empty() {
+            // What is there is to be taken first.
+            return Ok(());
+        }
+        match rustix::io::read(&self.fd, room) {
             Ok(0) => Err(ConnectionError::Closed),
             Ok(length) => {
-                self.decoder.feed(self.scratch.get(..length).unwrap_or_default());
+                self.parts.filled(length);
                 Ok(())
             }
             Err(Errno::AGAIN | Errno::INTR) => Ok(()),
@@ -77,15 +78,11 @@ impl Connection {
         }
     }
 
-    pub(super) fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
-        self.decoder.next_frame()
-    }
-
-    /// Waits for one frame.
-    pub(super) fn receive(&mut self, deadline: Instant) -> Result<Frame, ConnectionError> {
+    /// Waits for one message.
+    pub(super) fn receive<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<T, ConnectionError> {
         loop {
-            if let Some(frame) = self.next_frame()? {
-                return Ok(frame);
+            if let Some(part) = self.parts.next_part()? {
+                return Ok(self.parts.message(&part)?);
             }
             self.wait(PollFlags::IN, deadline)?;
             self.fill()?;
@@ -94,31 +91,23 @@ impl Connection {
 
     /// Puts a message in line.
     pub(super) fn queue<T: Serialize>(&mut self, message: &T) -> Result<(), FrameError> {
-        encode_control(message, &mut self.unsent)
-    }
-
-    /// Puts at most one frame's worth of data in line.
-    pub(super) fn queue_data(&mut self, kind: Kind, bytes: &[u8]) {
-        encode(kind, bytes, &mut self.unsent);
+        self.out.message(message)
     }
 
     pub(super) fn unsent(&self) -> usize {
-        self.unsent.len() - self.sent
+        self.out.len()
     }
 
     /// Sends what the kernel takes without blocking.
     pub(super) fn flush(&mut self) -> Result<(), ConnectionError> {
-        while let Some(rest) = self.unsent.get(self.sent..).filter(|rest| !rest.is_empty()) {
+        while self.unsent() > 0 {
+            let rest = self.out.bytes();
             match rustix::io::write(&self.fd, &rest[..rest.len().min(MAX_WRITE)]) {
-                Ok(length) => self.sent += length,
+                Ok(length) => self.out.sent(length),
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
-        }
-        if self.sent == self.unsent.len() || self.sent > CONGESTED {
-            self.unsent.drain(..self.sent);
-            self.sent = 0;
         }
         Ok(())
     }

@@ -12,10 +12,13 @@ pub mod environment;
 mod exec;
 mod failure;
 mod files;
+mod input;
 mod kept;
+mod outgoing;
 mod probe;
 mod process;
 mod pump;
+mod raw;
 mod ring;
 mod watch;
 
@@ -45,7 +48,7 @@ pub fn serve(connection: OwnedFd) {
 
 fn serve_connection(connection: OwnedFd) -> Result<(), ConnectionError> {
     let mut connection = Connection::new(connection)?;
-    let open: Open = connection.receive(Instant::now() + OPEN_PATIENCE)?.control()?;
+    let open: Open = connection.receive(Instant::now() + OPEN_PATIENCE)?;
     if open.version != VERSION {
         let message = format!("the daemon speaks protocol {}, this guest's agent {VERSION}", open.version);
         return refuse(connection, failure(FailureCode::Version, message));
@@ -90,8 +93,10 @@ fn answer_probe(mut connection: Connection, batch: &Probe) -> Result<(), Connect
 fn begin(request: Request) -> Result<Running, Failure> {
     match request {
         Request::Exec(request) => exec::begin(&request, Path::new("/")),
-        Request::ArchiveOut { path, raw } => archive::begin_out(&path, raw),
-        Request::ArchiveIn { path, raw } => archive::begin_in(&path, raw),
+        Request::ArchiveOut { path, raw: false } => archive::begin_out(&path),
+        Request::ArchiveIn { path, raw: false } => archive::begin_in(&path),
+        Request::ArchiveOut { path, raw: true } => raw::begin_out(&path),
+        Request::ArchiveIn { path, raw: true } => raw::begin_in(&path),
         Request::Connect(target) => connect::begin(&target),
         Request::Files(op) => files::begin(op),
         Request::Process(op) => background::begin(op),

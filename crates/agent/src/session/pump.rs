@@ -1,20 +1,23 @@
 //! The loop of every session: bytes between the connection and an operation's ends, with credit.
 //!
 //! Owns: flow control in both directions, end of stream in both directions, and the order of the
-//! last messages. Everything is non-blocking and on one thread; `poll` is the only wait. Refuses:
-//! what an operation is, which is behind [`Job`].
+//! last messages. Everything is non-blocking and on one thread; `poll` is the only wait, but for the disk of a
+//! regular file. Data is written from where it was received, and read to where it is sent from. Refuses: what an
+//! operation is, which is behind [`Job`].
 //!
 //! ```text
-//! connection ── Stdin frames ──▶ queue (≤ WINDOW) ──▶ input        credit goes back as it is written
+//! connection ── Stdin frames ─▶ input, else queue (≤ WINDOW)       credit goes back as it is written
 //! connection ◀─ Stdout, Stderr ◀─ read ≤ credit ◀──── outputs      credit comes with Window
 //! job ended, outputs drained ──▶ Eof each, Exit or Failed, close
 //! ```
 
 use super::connection::{CONGESTED, Connection, ConnectionError, until};
-use enisle_guest_proto::{Control, Kind, MAX_PAYLOAD, WINDOW};
+use super::input::Input;
+pub(super) use super::input::InputEnd;
+use enisle_guest_proto::{Control, Kind, MAX_PAYLOAD, Part, WINDOW};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -23,8 +26,8 @@ use std::time::{Duration, Instant};
 const DRAIN_PATIENCE: Duration = Duration::from_millis(200);
 /// Frames read from one output before the other ends have their turn.
 const BURST: usize = 4;
-/// Credit is given back in portions of this size: fewer frames, and the sender never runs dry.
-const CREDIT_PORTION: u32 = WINDOW / 4;
+/// Parts of the input that are written at once.
+const BATCH: usize = 8;
 
 /// An operation as the pump sees it.
 pub(super) trait Job {
@@ -43,6 +46,10 @@ pub(super) trait Job {
     fn notice(&mut self) -> Option<Control> {
         None
     }
+    /// Whether the output is a regular file, which never has to be waited for: what a read answers is final.
+    fn output_is_a_file(&self) -> bool {
+        false
+    }
     /// All input was delivered and its end too.
     fn input_complete(&mut self) {}
     /// The last message, once the operation has ended and its outputs are drained. `broken` is
@@ -52,35 +59,12 @@ pub(super) trait Job {
     fn abandon(&mut self);
 }
 
-/// How the end of the input is shown to the operation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum InputEnd {
-    /// The descriptor is closed (pipe).
-    Close,
-    /// The sending side is shut down (socket).
-    Shutdown,
-    /// The terminal's end-of-file character is typed.
-    EndOfFile,
-}
-
-/// The ends of an operation. All descriptors are non-blocking.
+/// The ends of an operation. All descriptors are non-blocking, but for regular files.
 #[derive(Default)]
 pub(super) struct Streams {
     pub(super) input: Option<(OwnedFd, InputEnd)>,
     pub(super) stdout: Option<OwnedFd>,
     pub(super) stderr: Option<OwnedFd>,
-}
-
-/// What the daemon sends to the operation.
-struct Input {
-    fd: Option<(OwnedFd, InputEnd)>,
-    queue: Vec<u8>,
-    written: usize,
-    /// Consumed and not given back yet.
-    owed: u32,
-    /// Received and not given back: above [`WINDOW`] the daemon broke the protocol.
-    outstanding: u32,
-    ended: bool,
 }
 
 /// What the operation sends to the daemon.
@@ -101,8 +85,8 @@ struct Pump {
     expired: bool,
     drained_by: Option<Instant>,
     broken: Option<io::Error>,
-    /// Where outputs are read to.
-    piece: Box<[u8]>,
+    /// Input that came and was not looked at yet, at most [`BATCH`].
+    came: Vec<Part>,
 }
 
 /// Runs a session to its end. The operation is abandoned when the connection fails first.
@@ -114,21 +98,14 @@ pub(super) fn run(
     let output = |kind, fd| Output { kind, fd, credit: WINDOW, due: None };
     let mut pump = Pump {
         connection,
-        input: Input {
-            fd: streams.input,
-            queue: Vec::new(),
-            written: 0,
-            owed: 0,
-            outstanding: 0,
-            ended: false,
-        },
+        input: Input::new(streams.input),
         outputs: [output(Kind::Stdout, streams.stdout), output(Kind::Stderr, streams.stderr)],
         job,
         job_ended: false,
         expired: false,
         drained_by: None,
         broken: None,
-        piece: vec![0; MAX_PAYLOAD].into(),
+        came: Vec::with_capacity(BATCH),
     };
     match pump.run() {
         Ok(()) => pump.connection.close(),
@@ -142,34 +119,28 @@ pub(super) fn run(
 /// What `poll` found.
 struct Found {
     connection: PollFlags,
-    input: bool,
     outputs: [bool; 2],
     job: bool,
 }
 
 impl Pump {
     fn run(&mut self) -> Result<(), ConnectionError> {
-        while !self.is_over() {
-            self.connection.flush()?;
-            let found = self.wait()?;
-            if found.connection.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-                self.connection.fill()?;
-            }
-            while let Some(frame) = self.connection.next_frame()? {
-                match frame.kind {
-                    Kind::Control => self.obey(&frame.control()?)?,
-                    Kind::Stdin => self.input.take(&frame.payload)?,
-                    Kind::Stdout | Kind::Stderr => {
-                        return Err(ConnectionError::Protocol("data on an output stream"));
-                    }
-                }
-            }
-            if found.input || !self.input.queue.is_empty() {
+        loop {
+            self.take_frames()?;
+            if self.input.pending() > 0 {
                 self.input.deliver(&mut self.broken);
             }
             self.end_input();
             self.return_credit()?;
             self.say_notice()?;
+            if self.is_over() {
+                break;
+            }
+            self.connection.flush()?;
+            let found = self.wait()?;
+            if found.connection.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+                self.connection.fill()?;
+            }
             for (index, ready) in found.outputs.into_iter().enumerate() {
                 let mut left = if ready { BURST } else { 0 };
                 while left > 0 && self.forward(index)? {
@@ -187,6 +158,45 @@ impl Pump {
             self.close_output(kind)?;
         }
         Ok(self.connection.queue(&last)?)
+    }
+
+    /// Takes everything that has come.
+    fn take_frames(&mut self) -> Result<(), ConnectionError> {
+        while let Some(part) = self.connection.parts.next_part()? {
+            match part.kind {
+                Kind::Stdin => {
+                    self.input.came(part.len())?;
+                    if !part.is_empty() {
+                        self.came.push(part);
+                    }
+                    if self.came.len() == BATCH {
+                        self.take_input();
+                    }
+                }
+                Kind::Control => {
+                    // Its end comes behind it.
+                    self.take_input();
+                    let message = self.connection.parts.message(&part)?;
+                    self.obey(&message)?;
+                }
+                Kind::Stdout | Kind::Stderr => {
+                    return Err(ConnectionError::Protocol("data on an output stream"));
+                }
+            }
+        }
+        self.take_input();
+        Ok(())
+    }
+
+    /// Writes the input that came from where it lies.
+    fn take_input(&mut self) {
+        let mut pieces = [IoSlice::new(&[]); BATCH];
+        for (piece, part) in pieces.iter_mut().zip(&self.came) {
+            *piece = IoSlice::new(self.connection.parts.bytes(part));
+        }
+        let count = self.came.len().min(BATCH);
+        self.input.take(&mut pieces[..count], &mut self.broken);
+        self.came.clear();
     }
 
     fn say_notice(&mut self) -> Result<(), ConnectionError> {
@@ -237,9 +247,9 @@ impl Pump {
         }
         let mut answers = polled.iter().map(PollFd::revents);
         let connection = answers.next().unwrap_or(PollFlags::empty());
-        let [input, stdout, stderr, job] =
+        let [_, stdout, stderr, job] =
             wanted.map(|wanted| wanted.is_some() && answers.next().is_some_and(|answer| !answer.is_empty()));
-        Ok(Found { connection, input, outputs: [stdout, stderr], job })
+        Ok(Found { connection, outputs: [stdout, stderr], job })
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -255,7 +265,7 @@ impl Pump {
                     output.ok_or(ConnectionError::Protocol("credit for a stream the agent does not send"))?;
                 output.credit = output.credit.saturating_add(*bytes);
             }
-            Control::Eof { stream } if *stream == Kind::Stdin as u8 => self.input.ended = true,
+            Control::Eof { stream } if *stream == Kind::Stdin as u8 => self.input.end(),
             Control::Eof { .. } => {
                 return Err(ConnectionError::Protocol("the end of a stream the agent sends"));
             }
@@ -273,13 +283,13 @@ impl Pump {
 
     /// Shows the end of the input to the operation once all of it was written.
     fn end_input(&mut self) {
-        if !self.input.ended || self.input.pending() > 0 {
+        if !self.input.is_complete() {
             return;
         }
         if let Some((fd, end)) = self.input.fd.take() {
             self.job.input_complete();
             match end {
-                InputEnd::Close => {}
+                InputEnd::Close | InputEnd::File => {}
                 // A peer that is gone needs no end of stream.
                 InputEnd::Shutdown => drop(rustix::net::shutdown(&fd, rustix::net::Shutdown::Write)),
                 // VEOF as terminals have it by default; a full terminal buffer loses it, as typing would.
@@ -289,10 +299,10 @@ impl Pump {
     }
 
     fn return_credit(&mut self) -> Result<(), ConnectionError> {
-        if self.input.owed >= CREDIT_PORTION && self.connection.unsent() <= CONGESTED {
-            self.connection.queue(&Control::Window { stream: Kind::Stdin as u8, bytes: self.input.owed })?;
-            self.input.outstanding = self.input.outstanding.saturating_sub(self.input.owed);
-            self.input.owed = 0;
+        if self.connection.unsent() <= CONGESTED
+            && let Some(bytes) = self.input.credit()
+        {
+            self.connection.queue(&Control::Window { stream: Kind::Stdin as u8, bytes })?;
         }
         Ok(())
     }
@@ -305,25 +315,28 @@ impl Pump {
         if room == 0 {
             return Ok(false);
         }
-        match rustix::io::read(fd, &mut self.piece[..room]) {
+        let file = self.job.output_is_a_file();
+        match self.connection.out.read(fd.as_fd(), room) {
             Ok(0) => {}
             Ok(length) => {
                 output.credit -= length as u32;
                 output.due = output.due.map(|due| due.saturating_sub(length as u64));
                 let kind = output.kind;
                 // What was lost before these bytes was counted before they were written.
-                self.say_notice()?;
-                self.connection.queue_data(kind, &self.piece[..length]);
+                if let Some(notice) = self.job.notice() {
+                    self.connection.out.message_before(length, &notice)?;
+                }
+                self.connection.out.data(kind, length);
                 return Ok(length == room);
             }
             Err(Errno::INTR) => return Ok(true),
-            Err(Errno::AGAIN) => {
+            Err(Errno::AGAIN) if !file => {
                 // A terminal counts bytes that it then does not deliver.
                 output.due = output.due.map(|_| 0);
                 return Ok(false);
             }
             // The last process of a terminal is gone (pty(7)).
-            Err(Errno::IO) => {}
+            Err(Errno::IO) if !file => {}
             Err(e) => self.broken = Some(e.into()),
         }
         let kind = output.kind;
@@ -367,56 +380,5 @@ impl Pump {
             }
         }
         Ok(())
-    }
-}
-
-impl Input {
-    fn pending(&self) -> usize {
-        self.queue.len() - self.written
-    }
-
-    fn take(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
-        if self.ended {
-            return Err(ConnectionError::Protocol("data after the end of its stream"));
-        }
-        // A frame is far below 4 GiB.
-        self.outstanding = self.outstanding.saturating_add(bytes.len() as u32);
-        if self.outstanding > WINDOW {
-            return Err(ConnectionError::Protocol("more data than there was credit for"));
-        }
-        if self.fd.is_some() {
-            self.queue.extend_from_slice(bytes);
-        } else {
-            self.owed += bytes.len() as u32;
-        }
-        Ok(())
-    }
-
-    /// Writes what the operation takes. One that takes no more loses the rest, as at a shell.
-    fn deliver(&mut self, broken: &mut Option<io::Error>) {
-        let Some((fd, end)) = &self.fd else { return };
-        while let Some(rest) = self.queue.get(self.written..).filter(|rest| !rest.is_empty()) {
-            match rustix::io::write(fd, rest) {
-                Ok(length) => {
-                    self.written += length;
-                    self.owed += length as u32;
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(e) => {
-                    if *end == InputEnd::Shutdown && e != Errno::PIPE {
-                        *broken = Some(e.into());
-                    }
-                    self.owed += rest.len() as u32;
-                    self.written = self.queue.len();
-                    self.fd = None;
-                    break;
-                }
-            }
-        }
-        if self.pending() == 0 {
-            self.queue.clear();
-            self.written = 0;
-        }
     }
 }
