@@ -7,12 +7,13 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-/// Credit goes back in parts of this size, so that a byte-wise reader costs few messages.
-const GIVE_BACK: u32 = WINDOW / 4;
+/// Credit goes back in parts of this size, so that a byte-wise reader costs few messages, each of which a guest's
+/// kernel has to be woken for. The guest fills one half while the other one is read.
+const GIVE_BACK: u32 = WINDOW / 2;
 
 /// Makes both ends of one stream.
 pub(crate) fn channel(stream: u8, control: &UnboundedSender<ToDaemon>) -> (Inlet, Output) {
@@ -20,7 +21,7 @@ pub(crate) fn channel(stream: u8, control: &UnboundedSender<ToDaemon>) -> (Inlet
     let (chunks_in, chunks) = unbounded_channel();
     let credit = Credit { stream, owed: Arc::new(AtomicU32::new(0)), control: control.clone() };
     let inlet = Inlet { chunks: Some(chunks_in), credit: credit.clone() };
-    (inlet, Output { chunks, current: Bytes::new(), consumed: 0, credit })
+    (inlet, Output { chunks, current: Bytes::new(), failed: None, consumed: 0, credit })
 }
 
 #[derive(Debug, Clone)]
@@ -86,6 +87,8 @@ impl Inlet {
 pub struct Output {
     chunks: UnboundedReceiver<io::Result<Bytes>>,
     current: Bytes,
+    /// What follows the bytes that were read last.
+    failed: Option<io::Error>,
     consumed: u32,
     credit: Credit,
 }
@@ -97,6 +100,9 @@ impl Output {
     /// The connection broke before the end of the stream.
     pub async fn chunk(&mut self) -> io::Result<Option<Bytes>> {
         if self.current.is_empty() {
+            if let Some(error) = self.failed.take() {
+                return Err(error);
+            }
             match self.chunks.recv().await {
                 None => return Ok(None),
                 Some(chunk) => self.current = chunk?,
@@ -119,16 +125,35 @@ impl Output {
 impl AsyncRead for Output {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        while this.current.is_empty() {
-            match ready!(this.chunks.poll_recv(cx)) {
-                None => return Poll::Ready(Ok(())),
-                Some(chunk) => this.current = chunk?,
-            }
+        if this.current.is_empty()
+            && let Some(error) = this.failed.take()
+        {
+            return Poll::Ready(Err(error));
         }
-        let bytes = this.current.len().min(buf.remaining());
-        buf.put_slice(&this.current[..bytes]);
-        this.current.advance(bytes);
-        this.consume(bytes);
+        let before = buf.filled().len();
+        // As much as there is: who reads much at once is woken less often.
+        while buf.remaining() > 0 {
+            if this.current.is_empty() {
+                match this.chunks.poll_recv(cx) {
+                    Poll::Ready(Some(Ok(chunk))) => {
+                        this.current = chunk;
+                        continue;
+                    }
+                    Poll::Ready(Some(Err(error))) if buf.filled().len() == before => {
+                        return Poll::Ready(Err(error));
+                    }
+                    Poll::Ready(Some(Err(error))) => this.failed = Some(error),
+                    Poll::Ready(None) => {}
+                    Poll::Pending if buf.filled().len() == before => return Poll::Pending,
+                    Poll::Pending => {}
+                }
+                break;
+            }
+            let bytes = this.current.len().min(buf.remaining());
+            buf.put_slice(&this.current[..bytes]);
+            this.current.advance(bytes);
+            this.consume(bytes);
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -159,11 +184,12 @@ mod tests {
             assert!(inlet.push(chunk.clone()).is_ok());
         }
         assert!(inlet.push(Bytes::from_static(b"x")).is_err(), "one byte over the window");
-        let mut buf = vec![0; 16 * 1024];
+        let mut buf = vec![0; 32 * 1024];
         output.read_exact(&mut buf[..100]).await.unwrap();
         assert!(sent.try_recv().is_err(), "too little to be worth a message");
-        output.read_exact(&mut buf).await.unwrap();
-        assert_eq!(sent.try_recv().unwrap(), ToDaemon::Window { stream: STDOUT, bytes: 16 * 1024 });
+        let read = output.read(&mut buf).await.unwrap();
+        assert_eq!(read, 32 * 1024, "several chunks at once");
+        assert_eq!(sent.try_recv().unwrap(), ToDaemon::Window { stream: STDOUT, bytes: 32 * 1024 });
     }
 
     #[tokio::test]
@@ -188,5 +214,11 @@ mod tests {
         let mut text = Vec::new();
         assert_eq!(output.read_to_end(&mut text).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(text, b"half");
+        // Also for who read the half and comes back for a chunk.
+        let (mut inlet, mut output) = channel(STDOUT, &control);
+        assert!(inlet.push(Bytes::from_static(b"half")).is_ok());
+        inlet.fail(io::ErrorKind::UnexpectedEof.into());
+        assert_eq!(output.read(&mut [0; 100]).await.unwrap(), 4);
+        assert_eq!(output.chunk().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use enisle_api::stream::{FromDaemon, MAX_DATA, Open, STDERR, STDIN, STDOUT, ToDaemon, WINDOW};
 use enisle_api::{Code, Problem, routes};
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -261,7 +261,8 @@ fn accept_credit(vm: &str, credit: &Semaphore, bytes: u32) -> Result<(), Error> 
 }
 
 /// Sends control messages and input until the receiving side ends the session: a socket that
-/// takes nothing more may still hold the reason, so failing to send is no verdict.
+/// takes nothing more may still hold the reason, so failing to send is no verdict. What is there
+/// together goes together.
 async fn transmit(
     mut sink: SplitSink<Socket, Message>,
     mut control: UnboundedReceiver<ToDaemon>,
@@ -271,21 +272,40 @@ async fn transmit(
     let mut buffer = vec![0; MAX_DATA];
     let mut input_open = true;
     loop {
-        let message = tokio::select! {
-            biased;
-            // A signal goes before data. `None` cannot come: the session's inlets hold senders.
-            Some(message) = control.recv() => text(&message),
-            bytes = next_input(&mut stdin, credit, &mut buffer), if input_open => match bytes {
-                0 => {
-                    input_open = false;
-                    text(&ToDaemon::Eof {})
-                }
-                bytes => data(&buffer[..bytes]),
-            },
+        let message = {
+            let next = next_message(&mut control, &mut stdin, credit, (&mut buffer, &mut input_open));
+            let mut next = std::pin::pin!(next);
+            match next.as_mut().now_or_never() {
+                Some(message) => message,
+                None if sink.flush().await.is_err() => break,
+                None => next.await,
+            }
         };
-        if sink.send(message).await.is_err() {
-            return std::future::pending().await;
+        if sink.feed(message).await.is_err() {
+            break;
         }
+    }
+    std::future::pending().await
+}
+
+/// The next thing to be sent. Cancel-safe.
+async fn next_message(
+    control: &mut UnboundedReceiver<ToDaemon>,
+    stdin: &mut DuplexStream,
+    credit: &Semaphore,
+    (buffer, input_open): (&mut [u8], &mut bool),
+) -> Message {
+    tokio::select! {
+        biased;
+        // A signal goes before data. `None` cannot come: the session's inlets hold senders.
+        Some(message) = control.recv() => text(&message),
+        bytes = next_input(stdin, credit, buffer), if *input_open => match bytes {
+            0 => {
+                *input_open = false;
+                text(&ToDaemon::Eof {})
+            }
+            bytes => data(&buffer[..bytes]),
+        },
     }
 }
 

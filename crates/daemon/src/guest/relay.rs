@@ -13,11 +13,11 @@ use super::outbox::{Full, Outbox};
 use super::printable;
 use super::session::{Session, failure_class};
 use super::window::{Window, WindowError};
-use super::wire::{FrameReader, WireError};
+use super::wire::{Arrived, FrameReader, WireError};
 use axum::extract::ws::Message;
 use enisle_api::stream::{FromDaemon, GuestFailure, STDERR, STDIN, STDOUT, ToDaemon};
 use enisle_api::{Code, Problem};
-use enisle_guest_proto::{Control, Failure, Frame, Kind, MAX_FRAME, encode, encode_control};
+use enisle_guest_proto::{Control, Failure, Kind, encode, encode_control};
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
@@ -227,52 +227,55 @@ fn put(shared: &Shared, write: impl FnOnce(&mut Vec<u8>) -> Result<(), String>) 
 /// Writes what is in the outbox. A guest that takes nothing more may still have something to say:
 /// the other direction sees the end.
 async fn to_guest<W: AsyncWrite + Unpin>(mut guest: W, outbox: &Outbox) -> Infallible {
-    loop {
-        for part in outbox.take().await.chunks(MAX_FRAME) {
-            if guest.write_all(part).await.is_err() {
-                return std::future::pending().await;
-            }
-        }
-    }
+    while guest.write_all(&outbox.take().await).await.is_ok() {}
+    std::future::pending().await
 }
 
-/// Passes a guest's frames on, at the pace the client takes them.
+/// Passes a guest's frames on, at the pace the client takes them: what came together goes together.
 async fn from_guest<R, W>(mut guest: FrameReader<R>, to_client: &mut W, shared: &Shared) -> End
 where
     R: AsyncRead + Unpin,
     W: Sink<Message> + Unpin,
 {
     loop {
-        let (message, last) = match timeout(PING_INTERVAL, guest.next()).await {
-            Err(_) => (Message::Ping(Vec::new().into()), false),
-            Ok(Err(error)) => return End::Guest(error),
-            Ok(Ok(frame)) => match translate(frame, shared) {
+        let (message, last) = match guest.ready() {
+            Err(error) => return End::Guest(error.into()),
+            Ok(Some(frame)) => match translate(frame, shared) {
                 Ok(translated) => translated,
                 Err(why) => return End::GuestBroke(why),
             },
+            Ok(None) => {
+                if to_client.flush().await.is_err() {
+                    return End::ClientGone;
+                }
+                match timeout(PING_INTERVAL, guest.fill()).await {
+                    Err(_) => (Message::Ping(Vec::new().into()), false),
+                    Ok(Err(error)) => return End::Guest(error),
+                    Ok(Ok(())) => continue,
+                }
+            }
         };
-        if to_client.send(message).await.is_err() {
+        if to_client.feed(message).await.is_err() {
             return End::ClientGone;
         }
         if last {
-            return End::Done;
+            return if to_client.flush().await.is_err() { End::ClientGone } else { End::Done };
         }
     }
 }
 
 /// A guest's frame as a message for the client, and whether it is the last one.
-fn translate(frame: Frame, shared: &Shared) -> Result<(Message, bool), String> {
+fn translate(frame: Arrived, shared: &Shared) -> Result<(Message, bool), String> {
     let stream = match frame.kind {
         Kind::Stdout => STDOUT,
         Kind::Stderr => STDERR,
         Kind::Stdin => return Err("data on the client's stream".to_owned()),
         Kind::Control => return translate_control(frame.control().map_err(|e| e.to_string())?, shared),
     };
-    on_output(shared, stream, |window| window.sent(frame.payload.len()))?;
-    let mut message = Vec::with_capacity(frame.payload.len() + 1);
-    message.push(stream);
-    message.extend_from_slice(&frame.payload);
-    Ok((Message::binary(message), false))
+    on_output(shared, stream, |window| window.sent(frame.payload().len()))?;
+    // Both protocols write the stream's number before its bytes.
+    const { assert!(Kind::Stdout as u8 == STDOUT && Kind::Stderr as u8 == STDERR) };
+    Ok((Message::Binary(frame.into_wire()), false))
 }
 
 fn translate_control(control: Control, shared: &Shared) -> Result<(Message, bool), String> {

@@ -23,6 +23,9 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::{Notify, Semaphore};
 
+/// Credit is told in portions of this size: the guest fills one half while the other one is taken.
+const CREDIT_PORTION: u32 = WINDOW / 2;
+
 /// A piece of output: the stream's number and bytes.
 pub(crate) type Piece = (u8, Vec<u8>);
 
@@ -97,19 +100,20 @@ impl Output {
     fn taken(&self, stream: u8, bytes: u32) -> Result<(), WireError> {
         self.note(stream, |taken| {
             taken.owed = taken.owed.saturating_add(bytes);
+            if taken.owed >= CREDIT_PORTION {
+                self.owed.notify_one();
+            }
             Ok(())
-        })?;
-        self.owed.notify_one();
-        Ok(())
+        })
     }
 
-    /// What is owed, once something is. Whoever asks tells the guest: it may be used from now on.
+    /// What is owed, once it is a portion. Whoever asks tells the guest: it may be used from now on.
     async fn repaid(&self) -> Result<Vec<Control>, WireError> {
         loop {
             let mut windows = Vec::new();
             for (stream, taken) in [STDOUT, STDERR].into_iter().zip(&mut *self.lock()) {
-                let bytes = std::mem::take(&mut taken.owed);
-                if bytes > 0 {
+                if taken.owed >= CREDIT_PORTION {
+                    let bytes = std::mem::take(&mut taken.owed);
                     taken.window.returned(bytes)?;
                     windows.push(Control::Window { stream, bytes });
                 }

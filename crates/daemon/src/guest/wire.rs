@@ -1,6 +1,7 @@
 //! Frames over a socket. Owns reading and writing with bounds; refuses what frames mean.
 
-use enisle_guest_proto::{Decoder, Frame, FrameError, MAX_FRAME, encode_control};
+use bytes::{Buf, Bytes, BytesMut};
+use enisle_guest_proto::{Frame, FrameError, HEADER, Header, Kind, MAX_FRAME, encode_control};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
@@ -10,6 +11,10 @@ use tokio::time::timeout;
 
 /// A guest takes a message of a few KiB within this time, or it is not well.
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes read at once: a few, and a guest's window of one stream once that was too little.
+const FEW: usize = 4 << 10;
+const MANY: usize = 4 * MAX_FRAME;
 
 /// Why a connection to a guest is of no more use.
 #[derive(Debug, thiserror::Error)]
@@ -34,28 +39,79 @@ pub(crate) enum WireError {
     TimedOut(&'static str),
 }
 
-/// Reads frames; holds at most two frames' bytes.
+/// One frame where it was read to, from the byte of its kind on.
+pub(crate) struct Arrived {
+    pub(crate) kind: Kind,
+    wire: Bytes,
+}
+
+impl Arrived {
+    pub(crate) fn payload(&self) -> &[u8] {
+        self.wire.get(1..).unwrap_or_default()
+    }
+
+    /// Its kind as a byte, then the payload.
+    pub(crate) fn into_wire(self) -> Bytes {
+        self.wire
+    }
+
+    /// Its payload as a message.
+    pub(crate) fn control<T: DeserializeOwned>(&self) -> Result<T, FrameError> {
+        if self.kind != Kind::Control {
+            return Err(FrameError::BadControl(format!(
+                "{:?} frame where a control frame was due",
+                self.kind
+            )));
+        }
+        serde_json::from_slice(self.payload()).map_err(|e| FrameError::BadControl(e.to_string()))
+    }
+}
+
+/// Reads frames; holds at most [`MANY`] bytes and a frame's.
 pub(crate) struct FrameReader<R> {
     inner: R,
-    decoder: Decoder,
-    buffer: Vec<u8>,
+    buffer: BytesMut,
+    /// Bytes there is to be room for.
+    room: usize,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub(crate) fn new(inner: R) -> Self {
-        Self { inner, decoder: Decoder::default(), buffer: vec![0; MAX_FRAME] }
+        Self { inner, buffer: BytesMut::new(), room: FEW }
     }
 
-    /// The next frame. Cancel-safe: bytes are kept in the decoder.
+    /// A frame that has come whole.
+    pub(crate) fn ready(&mut self) -> Result<Option<Arrived>, FrameError> {
+        let Some(header) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
+        let Header { kind, length } = Header::parse(*header)?;
+        if self.buffer.len() < HEADER + length {
+            return Ok(None);
+        }
+        self.buffer.advance(HEADER - 1);
+        Ok(Some(Arrived { kind, wire: self.buffer.split_to(1 + length).freeze() }))
+    }
+
+    /// Reads what there is, once there is something. Cancel-safe.
+    pub(crate) async fn fill(&mut self) -> Result<(), WireError> {
+        // In the little that is left of it the rest of a frame would come in small pieces.
+        if self.buffer.capacity() - self.buffer.len() < self.room / 4 {
+            self.buffer.reserve(self.room);
+        }
+        let room = self.buffer.capacity() - self.buffer.len();
+        let read = self.inner.read_buf(&mut self.buffer).await?;
+        if read == room {
+            self.room = MANY;
+        }
+        if read == 0 { Err(WireError::Closed) } else { Ok(()) }
+    }
+
+    /// The next frame. Cancel-safe: bytes are kept in the buffer.
     pub(crate) async fn next(&mut self) -> Result<Frame, WireError> {
         loop {
-            if let Some(frame) = self.decoder.next_frame()? {
-                return Ok(frame);
+            if let Some(frame) = self.ready()? {
+                return Ok(Frame { kind: frame.kind, payload: frame.payload().to_vec() });
             }
-            match self.inner.read(&mut self.buffer).await? {
-                0 => return Err(WireError::Closed),
-                read => self.decoder.feed(&self.buffer[..read]),
-            }
+            self.fill().await?;
         }
     }
 

@@ -1,7 +1,7 @@
 //! The relay between a client that is two channels and a guest that is the other end of a socket.
 
 use super::*;
-use enisle_guest_proto::{FailureCode, MAX_PAYLOAD, WINDOW};
+use enisle_guest_proto::{FailureCode, Frame, MAX_PAYLOAD, WINDOW};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
