@@ -13,7 +13,7 @@
  *   TC_ACT_SHOT dropped, silently, and counted.
  * What no slot, no policy or no entry is known for is never redirected.
  *
- * Self-contained on purpose (`reports.h` and `fragments.h` are parts of it): the few structures used here are kernel ABI and never change, and
+ * Self-contained on purpose (`reports.h`, `fragments.h` and `port.h` are parts of it): the few structures used here are kernel ABI and never change, and
  * the build needs no kernel header.
  */
 
@@ -568,6 +568,8 @@ int to_guest(struct __sk_buff *skb)
 	count(skb, c, IN_ALLOWED, 0);
 	return bpf_redirect(TAP_INDEX | id, 0);
 }
+
+#include "port.h"
 
 /* No helper used here is reserved to GPL programs. */
 char LICENSE[] SEC("license") = "Apache-2.0";

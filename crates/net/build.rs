@@ -19,8 +19,9 @@ fn compile() -> Result<(), String> {
     let var = |name: &str| env::var_os(name).ok_or_else(|| format!("cargo did not set {name}"));
     let source = Path::new(&var("CARGO_MANIFEST_DIR")?).join("../../bpf/judge.c");
     let object = PathBuf::from(var("OUT_DIR")?).join("judge.o");
-    for file in [&source, &source.with_file_name("fragments.h"), &source.with_file_name("reports.h")] {
-        println!("cargo::rerun-if-changed={}", file.display());
+    println!("cargo::rerun-if-changed={}", source.display());
+    for part in ["fragments.h", "reports.h", "port.h"] {
+        println!("cargo::rerun-if-changed={}", source.with_file_name(part).display());
     }
     println!("cargo::rerun-if-env-changed=CLANG");
 

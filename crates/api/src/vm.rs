@@ -47,14 +47,35 @@ pub struct Group {
 /// A group's network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GroupNetwork {
-    /// `isolated`.
+    /// `isolated` or `bridge`.
     pub mode: String,
     /// Range of /30 blocks, CIDR.
     pub range: String,
+    /// The bridge, in mode `bridge`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<GroupBridge>,
     /// Destinations refused on top of the built-in floor.
     pub drop: Vec<String>,
     /// Destinations allowed against the floor.
     pub allow: Vec<String>,
+}
+
+/// The bridge that a group's VMs are on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GroupBridge {
+    /// Its interface on the host.
+    pub name: String,
+    /// The VMs' gateway.
+    pub gateway: Ipv4Addr,
+    /// The network on it, CIDR.
+    pub subnet: String,
+    /// VMs do not reach each other.
+    pub isolate_ports: bool,
+    /// The host's interface that is a port of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<String>,
+    /// Packets pass between it and others that say so, too.
+    pub route_between: bool,
 }
 
 /// Asks for a VM.

@@ -1,5 +1,6 @@
 //! `enisle net`: one file a verb.
 
+mod routes;
 mod set;
 mod show;
 mod verify;
@@ -18,6 +19,8 @@ pub(crate) enum NetCommand {
     Set(set::SetArgs),
     /// Explain whether a microVM may talk to a destination.
     Why(why::WhyArgs),
+    /// Print the commands that make microVMs on bridges known to machines of the LAN.
+    Routes(routes::RoutesArgs),
     /// Test from inside a guest that it reaches what its policy allows and nothing else.
     Verify(verify::VerifyArgs),
 }
@@ -27,6 +30,7 @@ pub(crate) async fn run(context: &Context, command: &NetCommand) -> Result<u8, F
         NetCommand::Show(args) => show::run(context, args).await,
         NetCommand::Set(args) => set::run(context, args).await,
         NetCommand::Why(args) => why::run(context, args).await,
+        NetCommand::Routes(args) => routes::run(context, args).await,
         NetCommand::Verify(args) => verify::run(context, args).await,
     }
 }

@@ -21,7 +21,7 @@ use crate::logging;
 use crate::metrics::Metrics;
 use crate::options::{ExitCode, LogFormat, UpOptions};
 use crate::parts::mode::slots::Slots;
-use crate::parts::mode::{Isolated, Modes};
+use crate::parts::mode::{Bridge, Isolated, Modes};
 use crate::parts::names::NameServers;
 use crate::parts::network::{Network, NetworkError};
 use crate::parts::real::RealParts;
@@ -269,7 +269,7 @@ async fn up(config: Config, options: &UpOptions, wishes: Wishes) -> Result<ExitC
     let parts = Arc::new(RealParts {
         scope,
         network: Arc::clone(&network),
-        modes: Arc::new(Modes { isolated: Isolated(slots) }),
+        modes: Arc::new(Modes { isolated: Isolated(Arc::clone(&slots)), bridge: Bridge(slots) }),
         vmm,
         images,
         kernel,
@@ -347,8 +347,9 @@ pub(crate) async fn blocking<T: Send + 'static>(
 
 async fn open_network(config: &Config, scope: &str, found: &[Found]) -> Result<Arc<Network>, BootError> {
     let ranges: Vec<_> = config.groups.iter().map(|group| group.network.range).collect();
+    let bridges = config.groups.iter().filter_map(|group| group.network.bridge.clone()).collect();
     let (scope, blocks) = (scope.to_owned(), survivors::blocks(found));
-    let open = move || Network::open(&scope, ranges, &blocks);
+    let open = move || Network::open(&scope, ranges, bridges, &blocks);
     Ok(Arc::new(blocking("setting up the network", open).await??))
 }
 

@@ -4,6 +4,7 @@
 //! one slot (`slot`), who decides about VMs (the daemon).
 
 mod adopt;
+mod bridges;
 mod change;
 mod departures;
 mod explain;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ipnet::Ipv4Net;
 
+use crate::bridge::{Bridge, Placed};
 use crate::error::{NetError, StepError};
 use crate::host_table::{self, SetContents};
 use crate::judge::SlotStats;
@@ -59,6 +61,10 @@ pub struct Engine {
     table: Table,
     /// Those of this moment; changed by `set_ranges` alone, under the lock of `state`.
     ranges: RwLock<Arc<[Range]>>,
+    /// As configured, for as long as the engine is open.
+    bridges: Vec<Bridge>,
+    /// Those that stand.
+    placed: RwLock<Arc<[Placed]>>,
     leases: Mutex<Vec<(Range, Lease)>>,
     looking: Mutex<()>,
     state: Mutex<State>,
@@ -110,21 +116,25 @@ impl Engine {
         config: EngineConfig,
         survivors: &[(Block, Limits)],
     ) -> Result<Engine, NetError> {
+        Engine::open_among(kernel, config, Vec::new(), survivors)
+    }
+
+    pub(crate) fn open_among(
+        kernel: Arc<dyn Kernel>,
+        config: EngineConfig,
+        bridges: Vec<Bridge>,
+        survivors: &[(Block, Limits)],
+    ) -> Result<Engine, NetError> {
         let EngineConfig { scope, ranges } = config;
         distinct(&ranges)?;
         let around = look(&*kernel)?;
         let leases = lease(&*kernel, &ranges, &around)?;
-        let own = own_links(&around, scope).map(|l| l.index).collect();
-        for range in &ranges {
-            if let Some(object) = around.in_the_way(range, &own) {
-                let next = range.next_free(&with(&around, &ranges, None));
-                return Err(NetError::RangeInUse { range: *range, object, next });
-            }
-        }
         let engine = Engine {
             table: scope.table(),
             kernel,
             scope,
+            bridges,
+            placed: RwLock::new(Arc::new([])),
             leases: Mutex::new(ranges.iter().copied().zip(leases).collect()),
             ranges: RwLock::new(ranges.into()),
             looking: Mutex::default(),
@@ -132,6 +142,7 @@ impl Engine {
             policies: Mutex::default(),
             departures: Departures::default(),
         };
+        engine.ranges_are_free(&around)?;
         {
             let mut state = engine.lock();
             state.expected.extend(survivors.iter().map(|(block, _)| block));
@@ -146,17 +157,26 @@ impl Engine {
     fn settle(&self, around: &Surroundings) -> Result<(), NetError> {
         let earlier = self.kernel.elements(&self.table, host_table::OPENED);
         let earlier = earlier.map_err(|e| NetError::Host("read the host's table", e))?;
+        let stood = self.stand_bridges(around);
+        let seen = stood.and_then(|()| match self.bridges.is_empty() {
+            true => Ok(None),
+            false => look(&*self.kernel).map(Some),
+        });
+        let seen = seen.inspect_err(|_| drop(self.close()))?;
+        let around = seen.as_ref().unwrap_or(around);
         let mut state = self.lock();
         if !around.router {
             state.sets.opened = host_table::opened_from(&earlier);
         }
         state.router = around.router;
-        self.know(&mut state, around)?;
-        let written = match state.expected.is_empty() {
-            true => self.write_table(&mut state),
-            false => self.write_table_over(&mut state),
-        };
-        let written = written.map_err(|e| NetError::Host("write the host's table", e));
+        let known = self.know(&mut state, around);
+        let written = known.and_then(|()| {
+            let written = match state.expected.is_empty() {
+                true => self.write_table(&mut state),
+                false => self.write_table_over(&mut state),
+            };
+            written.map_err(|e| NetError::Host("write the host's table", e))
+        });
         let done = written
             .and_then(|()| self.forward(&mut state, around).map_err(cannot_forward))
             .and_then(|()| self.mend_foreign(&mut state));
@@ -257,6 +277,7 @@ impl Engine {
             state.sets.opened.clear();
         }
         state.router = around.router;
+        self.mend_bridges(&mut state, &around)?;
         self.mend_table(&mut state)?;
         self.forward(&mut state, &around).map_err(cannot_forward)?;
         self.mend_links(&mut state, &around, &settled);
@@ -286,6 +307,8 @@ impl Engine {
         let live: BTreeSet<u32> = self.lock().sets.slots.keys().map(|b| b.host_ifindex()).collect();
         let dead: Vec<&Link> = own_links(&around, self.scope).filter(|l| !live.contains(&l.index)).collect();
         delete_links(&*self.kernel, &around, self.scope, &dead)?;
+        let bridges = self.remove_bridges(&around, false);
+        let bridges = bridges.map_err(|e| NetError::Host("delete an earlier run's bridges", e))?;
         // Also of slots that went by themselves, with whoever held them: an answer that is still on its
         // way would find the block's next tenant.
         let mut nets: Vec<Ipv4Net> = self.ranges().iter().map(Range::net).collect();
@@ -295,7 +318,7 @@ impl Engine {
             let forgotten = self.kernel.forget_strangers(&nets, &live);
             forgotten.map_err(|e| NetError::Host("forget an earlier run's flows", e))?;
         }
-        Ok(count + dead.len())
+        Ok(count + dead.len() + bridges)
     }
 
     /// Removes the host's table and restores forwarding. Slots that were not removed lose their
@@ -313,11 +336,24 @@ impl Engine {
             }
         }
         self.leave_foreign().map_err(|e| NetError::Host("take rules out of other programs' chains", e))?;
-        self.write(&Batch::removing(&self.table)).map_err(|e| NetError::Host("remove the host's table", e))
+        self.write(&Batch::removing(&self.table))
+            .map_err(|e| NetError::Host("remove the host's table", e))?;
+        // Those of VMs that live on stay: their ports are on them.
+        if self.bridges.is_empty() || !state.expected.is_empty() {
+            return Ok(());
+        }
+        let removed = self.remove_bridges(&look(&*self.kernel)?, true);
+        removed.map(drop).map_err(|e| NetError::Host("remove its bridges", e))
     }
 
     fn builder(&self) -> Builder<'_> {
-        Builder { kernel: &self.kernel, policies: &self.policies, scope: self.scope, table: &self.table }
+        Builder {
+            kernel: &self.kernel,
+            policies: &self.policies,
+            scope: self.scope,
+            table: &self.table,
+            bridges: self.placed(),
+        }
     }
 
     /// A policy may open a network that leaves by an interface nothing left by before.
@@ -332,9 +368,16 @@ impl Engine {
     /// Switches forwarding on where slots' packets come and go, guard first, and off where they no
     /// longer do, guard last. What forwarded before us is left alone.
     fn forward(&self, state: &mut State, around: &Surroundings) -> Answer<()> {
-        let carriers = match self.ranges().is_empty() {
-            true => BTreeSet::new(),
-            false => around.carriers(self.policies().opened()),
+        let placed = self.placed();
+        let carriers = match (self.ranges().is_empty(), placed.is_empty()) {
+            (true, _) => BTreeSet::new(),
+            (false, true) => around.carriers(self.policies().opened()),
+            // VMs on a bridge are reached by routing, whoever routes.
+            (false, false) => {
+                let mut all = around.carriers(std::iter::once(Ipv4Net::default()));
+                all.extend(placed.iter().map(|placed| placed.index));
+                all
+            }
         };
         let on = |i: &u32| around.links.get(i).is_some_and(|l| l.forwarding);
         let open: Vec<u32> = carriers.iter().copied().filter(|i| !on(i)).collect();
@@ -387,6 +430,21 @@ impl Engine {
             state.hosts.remove(&net);
         }
         Ok(())
+    }
+
+    /// Nothing else on the host has addresses in the ranges and in the subnets of bridges.
+    fn ranges_are_free(&self, around: &Surroundings) -> Result<(), NetError> {
+        let ranges = self.ranges();
+        let own: BTreeSet<u32> = own_links(around, self.scope).map(|l| l.index).collect();
+        let bridges: BTreeSet<u32> = self.bridge_links(around).union(&own).copied().collect();
+        for range in ranges.iter() {
+            let own = if self.bridges.iter().any(|b| b.range == *range) { &bridges } else { &own };
+            if let Some(object) = around.in_the_way(range.net(), own) {
+                let next = range.next_free(&with(around, &ranges, None));
+                return Err(NetError::RangeInUse { range: *range, object, next });
+            }
+        }
+        self.subnets_are_free(around, &bridges)
     }
 
     /// Held from a look at the host to what is made of it: of two looks the later one has the last word.

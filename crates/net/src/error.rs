@@ -101,6 +101,14 @@ pub enum NetError {
     /// Two of the ranges to open share addresses.
     #[error("ranges {0} and {1} overlap")]
     RangesOverlap(Range, Range),
+    /// A bridge cannot be made or used.
+    #[error("cannot use the bridge `{name}`: {why}")]
+    Bridge {
+        /// Its name.
+        name: String,
+        /// Why, and what to do.
+        why: String,
+    },
     /// Host-wide state could not be read or changed.
     #[error("cannot {0}")]
     Host(&'static str, #[source] KernelError),
@@ -192,6 +200,18 @@ pub enum NetError {
         #[source]
         source: KernelError,
     },
+}
+
+/// An error and all below it in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
 }
 
 /// The end of a message about a range: the one to take instead.

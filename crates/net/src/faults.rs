@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, mpsc};
 
+use crate::bridge::Bridge;
 use crate::engine::{Engine, EngineConfig};
 use crate::error::NetError;
 use crate::kernel::fake::{Fake, State};
@@ -452,4 +453,69 @@ fn a_refusal_names_step_and_cause() {
         source = e.source();
     }
     assert_eq!(chain[..2], ["the veth pair", "create_veth"]);
+}
+
+fn bridge() -> Bridge {
+    Bridge {
+        name: "lab0".into(),
+        gateway: "10.77.0.1/24".parse().unwrap(),
+        range: "10.77.0.128/25".parse().unwrap(),
+        isolate_ports: true,
+        uplink: None,
+        route_between: false,
+    }
+}
+
+fn open_bridged(kernel: &Arc<Fake>) -> Result<Engine, NetError> {
+    let ranges = vec![range(), bridge().range];
+    let kernel = Arc::clone(kernel);
+    Engine::open_among(kernel, EngineConfig { scope: Scope::new(7), ranges }, vec![bridge()], &[])
+}
+
+#[test]
+fn an_engine_with_a_bridge_opens_whole_or_not_at_all() {
+    let kernel = Arc::new(Fake::with_uplink());
+    let empty = kernel.state();
+    let engine = open_bridged(&kernel).unwrap();
+    let made = kernel.state();
+    assert!(made.links.values().any(|link| link.name == "lab0" && link.is_bridge));
+    assert!(made.host_addresses.iter().any(|address| address.net == bridge().gateway));
+    engine.close().unwrap();
+    assert_eq!(without_host_map(kernel.state()), empty);
+    let kernel = Arc::new(Fake::with_uplink());
+    drop(open_bridged(&kernel).unwrap());
+    for n in 1..=kernel.calls() {
+        let kernel = Arc::new(Fake::with_uplink());
+        kernel.refuse([n]);
+        assert!(open_bridged(&kernel).is_err(), "call {n}");
+        assert_eq!(without_host_map(kernel.state()), empty, "call {n}");
+    }
+}
+
+#[test]
+fn a_slot_on_a_bridge_is_made_whole_or_not_at_all() {
+    let policy = policy(&[]);
+    let on_bridge = || SlotSpec { block: bridge().range.block(0).unwrap(), ..spec(0, &policy) };
+    let kernel = Arc::new(Fake::with_uplink());
+    let engine = open_bridged(&kernel).unwrap();
+    let before = kernel.state();
+    kernel.refuse([]);
+    let slot = engine.create(&on_bridge()).unwrap();
+    let calls = kernel.calls();
+    let of_slot = |state: &State| state.links.get(&slot.block().host_ifindex()).cloned().unwrap();
+    let lab0 = before.links.values().find(|link| link.name == "lab0").unwrap().index;
+    let port = of_slot(&kernel.state());
+    assert_eq!((port.master, port.isolated_port, port.forwarding), (Some(lab0), true, false));
+    engine.remove(slot).unwrap();
+    assert_eq!(kernel.state(), before);
+    for n in 1..=calls {
+        kernel.refuse([n]);
+        let made = engine.create(&on_bridge());
+        kernel.refuse([]);
+        match made {
+            Ok(slot) => engine.remove(slot).unwrap(),
+            Err(error) => assert!(error.left().is_empty(), "call {n}: {error}"),
+        }
+        assert_eq!(kernel.state(), before, "call {n}");
+    }
 }

@@ -8,6 +8,7 @@
 //!
 //! Each daemon has its own pairs, marked by a comment with its scope, and removes only those.
 
+use crate::bridge::Placed;
 use crate::nft::{Always, Batch, ChainSeen, Command, Family, Policy, Rule, RuleSeen};
 use crate::plan::Range;
 use crate::scope::Scope;
@@ -45,11 +46,31 @@ pub(crate) fn holds(rules: &[RuleSeen], mark: &str, handles: &[u64]) -> bool {
     at_head == handles && marked(rules, mark) == handles
 }
 
+/// What is let through for one range.
+pub(crate) struct Pair {
+    range: Range,
+    /// How the names of the interfaces begin; a whole name ends with NUL.
+    interface: String,
+    /// Not only answers come in.
+    reachable: bool,
+}
+
+/// One for each range.
+pub(crate) fn pairs(ranges: &[Range], placed: &[Placed]) -> Vec<Pair> {
+    let of = |range: &Range| match placed.iter().find(|placed| placed.bridge.range == *range) {
+        Some(placed) => {
+            Pair { range: *range, interface: format!("{}\0", placed.bridge.name), reachable: true }
+        }
+        None => Pair { range: *range, interface: PREFIX.to_owned(), reachable: false },
+    };
+    ranges.iter().map(of).collect()
+}
+
 /// One transaction that takes `old` away and puts the pairs for `ranges` at the chain's head.
-pub(crate) fn put(chain: &ChainSeen, old: &[u64], ranges: &[Range], how: Form, mark: &str) -> Batch {
+pub(crate) fn put(chain: &ChainSeen, old: &[u64], pairs: &[Pair], how: Form, mark: &str) -> Batch {
     let Batch(mut commands) = remove(chain, old);
     // Each goes to the head, so the last comes first.
-    for rule in ranges.iter().flat_map(|range| pair(*range, chain.table.family, how)).rev() {
+    for rule in pairs.iter().flat_map(|of| pair(of, chain.table.family, how)).rev() {
         let (table, name) = (chain.table.clone(), chain.name.clone());
         commands.push(Command::InsertRule(table, name, rule, mark.to_owned()));
     }
@@ -79,15 +100,16 @@ pub(crate) fn form(chain: &ChainSeen) -> Form {
     }
 }
 
-fn pair(range: Range, family: Family, form: Form) -> [Rule; 2] {
+fn pair(of: &Pair, family: Family, form: Form) -> [Rule; 2] {
     let r = || match family {
         Family::Inet => Rule::new().ipv4(),
         // iptables-nft knows no `meta nfproto`, and here it would say nothing.
         Family::Ip | Family::Netdev => Rule::new(),
     };
-    let from = r().ipv4_source_within(range.net()).iifname_begins(PREFIX);
-    let to = r().ipv4_destination_within(range.net()).oifname_begins(PREFIX);
+    let from = r().ipv4_source_within(of.range.net()).iifname_begins(&of.interface);
+    let to = r().ipv4_destination_within(of.range.net()).oifname_begins(&of.interface);
     let to = match form {
+        _ if of.reachable => to,
         Form::Native => to.ct_established(),
         Form::Iptables => to.xt_established(),
     };
@@ -140,7 +162,7 @@ mod tests {
     fn only_what_is_given_is_removed() {
         let chain = chain(Family::Ip, "filter", "FORWARD", Policy::Drop);
         let range = "169.254.100.0/22".parse().unwrap();
-        let Batch(commands) = put(&chain, &[7, 8], &[range], form(&chain), "enisle 0badcafe");
+        let Batch(commands) = put(&chain, &[7, 8], &pairs(&[range], &[]), form(&chain), "enisle 0badcafe");
         let deleted = commands.iter().filter(|c| matches!(c, Command::DeleteRule(_, _, 7 | 8))).count();
         assert_eq!((deleted, commands.len()), (2, 4));
     }

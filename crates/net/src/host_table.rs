@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::bridge::{self, Placed};
 use crate::limits::Limits;
 use crate::nft::{
     Base, Batch, Chain, ChainName, Command, Contents, Element, Hook, Key, Policy, Rule, Set, State, Table,
@@ -47,14 +48,23 @@ pub(crate) struct SetContents {
     pub(crate) opened: BTreeSet<u32>,
 }
 
+/// Where VMs are.
+#[derive(Clone, Copy)]
+pub(crate) struct Places<'a> {
+    /// All of them, those of bridges included.
+    pub(crate) ranges: &'a [Range],
+    pub(crate) bridges: &'a [Placed],
+}
+
 /// The whole table, replacing one that exists, in one transaction.
-pub(crate) fn render(scope: Scope, ranges: &[Range], contents: &SetContents) -> Batch {
+pub(crate) fn render(scope: Scope, places: Places<'_>, contents: &SetContents) -> Batch {
+    let Places { ranges, bridges } = places;
     let table = &scope.table();
     let mut batch = Batch::replacing(table);
     let commands = &mut batch.0;
-    commands.extend(sets().map(|set| Command::AddSet(table.clone(), set)));
-    commands.extend(chains().map(|chain| Command::AddChain(table.clone(), chain)));
-    let rules = rules(scope.group(), ranges);
+    commands.extend(sets(bridges).map(|set| Command::AddSet(table.clone(), set)));
+    commands.extend(chains(bridges).map(|chain| Command::AddChain(table.clone(), chain)));
+    let rules = rules(scope.group(), places);
     let add = |(chain, rule): (&'static str, Rule)| Command::AddRule(table.clone(), chain.into(), rule);
     commands.extend(rules.into_iter().map(add));
     let mut distinct: BTreeSet<u32> = contents.slots.values().map(|limits| limits.flows).collect();
@@ -68,6 +78,9 @@ pub(crate) fn render(scope: Scope, ranges: &[Range], contents: &SetContents) -> 
     fill(LINKS, link_intervals(ranges));
     fill(ALL_LINKS, Element::interval(FIRST_LINK, LAST_LINK).collect());
 
+    let (all, routed) = bridge::elements(bridges);
+    fill(bridge::BRIDGES, all);
+    fill(bridge::ROUTED, routed);
     fill(OPENED, contents.opened.iter().map(|i| link(*i)).collect());
     fill(NEW_FLOWS, contents.slots.iter().map(|(b, limits)| new_flows(*b, limits)).collect());
     fill(REFUSED_FLOWS, contents.slots.keys().map(|b| guest(*b).with(State::Counter)).collect());
@@ -82,6 +95,9 @@ pub(crate) struct Earlier {
     pub(crate) all_links: BTreeSet<Element>,
     pub(crate) slots: BTreeSet<Element>,
     pub(crate) opened: BTreeSet<Element>,
+    /// Of [`bridge::BRIDGES`] and of [`bridge::ROUTED`].
+    pub(crate) bridges: BTreeSet<Element>,
+    pub(crate) routed: BTreeSet<Element>,
 }
 
 /// The whole table over one of the same shape, in one transaction; `None` when its shape is another.
@@ -91,12 +107,12 @@ pub(crate) struct Earlier {
 /// replaced with its table looks empty, and an admitted packet is dropped.
 pub(crate) fn render_over(
     scope: Scope,
-    ranges: &[Range],
+    places: Places<'_>,
     contents: &SetContents,
     earlier: &Earlier,
 ) -> Option<Batch> {
     let table = &scope.table();
-    let Batch(whole) = render(scope, ranges, contents);
+    let Batch(whole) = render(scope, places, contents);
     let chains: Vec<ChainName> = whole
         .iter()
         .filter_map(|command| match command {
@@ -104,7 +120,7 @@ pub(crate) fn render_over(
             _ => None,
         })
         .collect();
-    let links: BTreeSet<Element> = link_intervals(ranges).into_iter().collect();
+    let links: BTreeSet<Element> = link_intervals(places.ranges).into_iter().collect();
     let all_links: BTreeSet<Element> = Element::interval(FIRST_LINK, LAST_LINK).collect();
     // Ranges that come or go, unless one that touches another changes its interval.
     let nested = earlier.links.is_subset(&links) || links.is_subset(&earlier.links);
@@ -128,7 +144,11 @@ pub(crate) fn render_over(
         |a: &BTreeSet<Element>, b: &BTreeSet<Element>| a.difference(b).cloned().collect::<Vec<_>>();
     let slots = contents.slots.keys().map(|b| slot(*b)).collect();
     let opened = contents.opened.iter().map(|i| link(*i)).collect();
+    let (all, routed) = bridge::elements(places.bridges);
+    let (all, routed) = (all.into_iter().collect(), routed.into_iter().collect());
     let held = [
+        (bridge::BRIDGES, &earlier.bridges, &all),
+        (bridge::ROUTED, &earlier.routed, &routed),
         (LINKS, &earlier.links, &links),
         (SLOTS, &earlier.slots, &slots),
         (OPENED, &earlier.opened, &opened),
@@ -219,7 +239,8 @@ pub(crate) fn opened_from(elements: &[Element]) -> BTreeSet<u32> {
     elements.iter().filter_map(index).collect()
 }
 
-fn sets() -> impl Iterator<Item = Set> {
+fn sets(bridges: &[Placed]) -> impl Iterator<Item = Set> {
+    let of_bridges = if bridges.is_empty() { None } else { Some([bridge::BRIDGES, bridge::ROUTED]) };
     let set = |name, key, contents| Set { name, key, contents };
     [
         set(SLOTS, Key::InterfaceAddress, Contents::Values),
@@ -231,9 +252,11 @@ fn sets() -> impl Iterator<Item = Set> {
         set(REFUSED_FLOWS, Key::Address, Contents::Dynamic(FLOW_OWNERS)),
     ]
     .into_iter()
+    .chain(of_bridges.into_iter().flatten().map(move |name| set(name, Key::Interface, Contents::Values)))
 }
 
-fn chains() -> impl Iterator<Item = Chain> {
+fn chains(bridges: &[Placed]) -> impl Iterator<Item = Chain> {
+    let of_bridges = if bridges.is_empty() { None } else { Some(bridge::CHAINS) };
     let base = |name, hook, priority, nat| Chain {
         name: ChainName(name, None),
         base: Some(Base { nat, hook, priority, policy: Policy::Accept }),
@@ -255,6 +278,7 @@ fn chains() -> impl Iterator<Item = Chain> {
         base("postrouting", Hook::Postrouting, SRCNAT, true),
     ]
     .into_iter()
+    .chain(of_bridges.into_iter().flatten().map(plain))
 }
 
 /// Every rule costs each packet of the host that passes it, so those of a slot's flows leave first:
@@ -262,7 +286,8 @@ fn chains() -> impl Iterator<Item = Chain> {
 /// of the interface, which is one comparison; whoever changes that only sends packets the long way.
 /// A packet for the host itself takes it as far as `input`, and one that another table translates as
 /// far as `forward`; both end there.
-fn rules(group: u32, ranges: &[Range]) -> Vec<(&'static str, Rule)> {
+fn rules(group: u32, Places { ranges, bridges }: Places<'_>) -> Vec<(&'static str, Rule)> {
+    let isolated: Vec<&Range> = bridge::isolated(ranges, bridges).collect();
     let r = Rule::new;
     let mut rules = vec![
         // Leads to the slot's own limit of live flows, and from there back to where it came from.
@@ -286,11 +311,12 @@ fn rules(group: u32, ranges: &[Range]) -> Vec<(&'static str, Rule)> {
     ];
     // From elsewhere, nobody is or addresses a slot: answers come to the host's own address and
     // are translated back later. Another daemon's guest is told.
-    for range in ranges {
+    for range in &isolated {
         rules.push(("prerouting", r().source_within(range.net()).counter().drop()));
         rules.push(("from_link", r().destination_within(range.net()).goto("refuse")));
         rules.push(("prerouting", r().destination_within(range.net()).counter().drop()));
     }
+    rules.extend(bridge::from_isolated(bridges));
     rules.extend([
         ("input", r().iif_within(LINKS).goto("refuse")),
         ("from_slot", r().ipv6().counter().drop()),
@@ -317,6 +343,9 @@ fn rules(group: u32, ranges: &[Range]) -> Vec<(&'static str, Rule)> {
         ("forward", r().oif_within(LINKS).goto("to_slot")),
         // Another daemon's slot: its own table decides.
         ("forward", r().oif_within(ALL_LINKS).back()),
+    ]);
+    rules.extend(bridge::forward(bridges));
+    rules.extend([
         // Forwarding is on here for slots only; nothing else was forwarded before.
         ("forward", r().iif_in(OPENED).counter().drop()),
         // The host itself sends a guest errors about its own packets and nothing else.
@@ -327,9 +356,10 @@ fn rules(group: u32, ranges: &[Range]) -> Vec<(&'static str, Rule)> {
         ("host_to_slot", r().counter().drop()),
         ("output", r().oif_within(LINKS).goto("host_to_slot")),
     ]);
-    for range in ranges {
+    for range in isolated {
         rules.push(("postrouting", r().source_within(range.net()).masquerade()));
     }
+    rules.extend(bridge::postrouting(bridges));
     rules
 }
 

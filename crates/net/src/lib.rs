@@ -7,18 +7,19 @@
 //! `plan` and `policy` are pure. [`Engine`] makes [`Slot`]s; both are synchronous and block for
 //! milliseconds.
 
+mod bridge;
 mod engine;
 mod error;
 #[cfg(test)]
 mod faults;
 mod foreign;
 mod host_table;
+mod join;
 mod judge;
 mod kernel;
 mod limits;
 #[doc(hidden)]
 pub mod measure;
-mod mend;
 mod netlink;
 mod nft;
 mod pace;
@@ -33,6 +34,7 @@ mod surroundings;
 pub mod survey;
 mod wires;
 
+pub use bridge::Bridge;
 pub use engine::{
     Decider, Engine, EngineConfig, HostFact, Judgement, Measured, NetLeftovers, Question, Refused, Refuser,
     leftovers, reclaim,

@@ -300,7 +300,7 @@ pub(crate) fn is_slot_link(index: u32) -> bool {
 pub struct MacAddr(pub [u8; 6]);
 
 impl MacAddr {
-    fn from_ip(ip: Ipv4Addr) -> MacAddr {
+    pub(crate) fn from_ip(ip: Ipv4Addr) -> MacAddr {
         let [a, b, c, d] = ip.octets();
         MacAddr([MAC_PREFIX[0], MAC_PREFIX[1], a, b, c, d])
     }

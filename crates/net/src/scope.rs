@@ -29,6 +29,11 @@ impl Scope {
         self.0.max(1)
     }
 
+    /// The link group of bridges that we made: another one, so that what is said of slots' interfaces does not mean them.
+    pub(crate) fn bridge_group(self) -> u32 {
+        (self.0 ^ 0x8000_0000).max(1)
+    }
+
     /// The host's table.
     pub(crate) fn table(self) -> Table {
         Table { family: Family::Inet, name: format!("enisle_{self}") }

@@ -24,7 +24,9 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::bridge::Placed;
 use crate::error::{NetError, Step, StepError};
+use crate::join::{self, Join};
 use crate::judge::{PolicyId, SlotEntry, Terms};
 use crate::kernel::{Answer, Kernel, Netns};
 use crate::limits::Limits;
@@ -151,6 +153,7 @@ pub(crate) struct Builder<'a> {
     pub(crate) policies: &'a Mutex<Policies>,
     pub(crate) scope: Scope,
     pub(crate) table: &'a Table,
+    pub(crate) bridges: Arc<[Placed]>,
 }
 
 /// Names the step of a failed call.
@@ -170,6 +173,11 @@ impl Builder<'_> {
         let terms =
             Terms { shaped: entry.shaped, fragments_from: entry.fragments_from, tenant: entry.tenant };
         Slot { block, netns, kernel, policy: Mutex::new(entry.policy), terms, made_as }
+    }
+
+    /// How a block's slot is joined to the host's network.
+    fn join(&self, block: Block) -> &dyn Join {
+        join::of(&self.bridges, block)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Policies> {

@@ -36,18 +36,15 @@ fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
 }
 
 impl Surroundings {
-    /// What is in the way of `range`, in words. Interfaces in `own` do not count.
-    pub(crate) fn in_the_way(&self, range: &Range, own: &BTreeSet<u32>) -> Option<String> {
-        let address = self
-            .addresses
-            .iter()
-            .filter(|a| !own.contains(&a.index))
-            .find(|a| overlap(a.net.trunc(), range.net()));
+    /// What is in the way of a network, in words. Interfaces in `own` do not count.
+    pub(crate) fn in_the_way(&self, net: Ipv4Net, own: &BTreeSet<u32>) -> Option<String> {
+        let address =
+            self.addresses.iter().filter(|a| !own.contains(&a.index)).find(|a| overlap(a.net.trunc(), net));
         if let Some(a) = address {
             let name = self.name(a.index);
             return Some(format!("interface {name} has the address {}", a.net));
         }
-        let route = self.foreign_routes(own).find(|r| overlap(r.net, range.net()))?;
+        let route = self.foreign_routes(own).find(|r| overlap(r.net, net))?;
         Some(match route.links.first() {
             Some(index) => format!("the route to {} leaves by {}", route.net, self.name(*index)),
             None => format!("there is a route for {}", route.net),
@@ -138,15 +135,7 @@ mod tests {
     }
 
     fn link(index: u32, name: &str) -> (u32, Link) {
-        let link = Link {
-            index,
-            name: name.into(),
-            alias: String::new(),
-            group: 0,
-            forwarding: false,
-            no_ipv6_address: false,
-            up: true,
-        };
+        let link = Link { index, name: name.into(), up: true, ..Link::default() };
         (index, link)
     }
 
@@ -172,7 +161,7 @@ mod tests {
     #[test]
     fn what_is_in_the_way_is_named() {
         let own = BTreeSet::new();
-        let say = |range: &str| host().in_the_way(&range.parse().unwrap(), &own);
+        let say = |range: &str| host().in_the_way(net(range), &own);
         assert_eq!(say("192.168.1.128/25").unwrap(), "interface lan0 has the address 192.168.1.1/24");
         assert_eq!(say("10.8.4.0/22").unwrap(), "the route to 10.8.0.0/16 leaves by eth0");
         assert_eq!(say("169.254.100.0/22"), None);
@@ -183,9 +172,9 @@ mod tests {
     fn what_is_our_own_is_not_in_the_way() {
         let mut host = host();
         host.routes.push(route("169.254.100.2/32", 9, true));
-        let range = "169.254.100.0/22".parse().unwrap();
-        assert!(host.in_the_way(&range, &BTreeSet::new()).is_some());
-        assert!(host.in_the_way(&range, &BTreeSet::from([9])).is_none());
+        let range = net("169.254.100.0/22");
+        assert!(host.in_the_way(range, &BTreeSet::new()).is_some());
+        assert!(host.in_the_way(range, &BTreeSet::from([9])).is_none());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use ipnet::Ipv4Net;
 
 use crate::engine::{Engine, EngineConfig};
-use crate::error::NetError;
+use crate::error::{NetError, chain};
 use crate::foreign;
 use crate::kernel::{Kernel as _, KernelError, Linux, leases, netns, reader};
 use crate::limits::Limits;
@@ -199,16 +199,4 @@ fn try_inside() -> Vec<(&'static str, Result<(), String>)> {
     };
     let made = slot();
     vec![(HOST, Ok(())), (SLOT, made), ("taking all of it away again", engine.close().map_err(text))]
-}
-
-/// An error and all below it in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }

@@ -225,6 +225,7 @@ async fn groups() -> Json<Vec<Group>> {
     let network = GroupNetwork {
         mode: "isolated".into(),
         range: "169.254.100.0/22".into(),
+        bridge: None,
         drop: vec![],
         allow: vec![],
     };

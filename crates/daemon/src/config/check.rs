@@ -12,6 +12,7 @@ use enisle_net::plan::Range;
 use enisle_net::policy::{self, CompileError, Origin, PolicySpec};
 use ipnet::Ipv4Net;
 
+use super::bridge;
 use super::file::{ConfigKeys, FileKeys, GroupKeys, LimitKeys, NetworkKeys, SshServerKeys};
 use super::listen;
 use super::read::{List, Located, nearest};
@@ -42,6 +43,7 @@ pub(super) fn resolve(
         count_fits(&group.value, report);
         policy_compiles(&group.value, report);
     }
+    bridge::check(groups, report);
     keys_fit(keys, groups, report);
     consoles_have_keys(keys, groups, report);
     ranges_are_free(keys, groups, host, report);
@@ -176,7 +178,12 @@ fn policy_compiles(group: &GroupKeys, report: &mut Report) {
 
 /// Ranges overlap neither each other nor what the machine uses.
 fn ranges_are_free(keys: &ConfigKeys, groups: &[Located<GroupKeys>], host: &dyn Host, report: &mut Report) {
-    let ranges: Vec<Located<Range>> = groups.iter().filter_map(|group| range_of(&group.value)).collect();
+    let with_name = |group: &Located<GroupKeys>| {
+        let name = bridge::name(&group.value.network.as_ref()?.value);
+        Some((range_of(&group.value)?, name))
+    };
+    let (ranges, bridges): (Vec<Located<Range>>, Vec<Option<String>>) =
+        groups.iter().filter_map(with_name).unzip();
     if ranges.is_empty() {
         return;
     }
@@ -185,7 +192,10 @@ fn ranges_are_free(keys: &ConfigKeys, groups: &[Located<GroupKeys>], host: &dyn 
     let mut taken: Vec<Ipv4Net> = in_use.iter().map(|used| used.net).collect();
     taken.extend(ranges.iter().map(|range| range.value.net()));
     for (index, range) in ranges.iter().enumerate() {
-        let problem = overlap(range, &ranges[..index]).or_else(|| occupied(range, &in_use));
+        // The bridge itself has an address there, where it is there already.
+        let own = bridges[index].as_ref().map(|name| format!("interface {name}"));
+        let others = in_use.iter().filter(|used| own.as_ref() != Some(&used.by));
+        let problem = overlap(range, &ranges[..index]).or_else(|| occupied(range, others));
         if let Some(problem) = problem {
             report.add(problem.help(match range.value.next_free(&taken) {
                 Some(free) => format!("the next free range of this size is {free}"),
@@ -205,9 +215,9 @@ fn overlap(range: &Located<Range>, before: &[Located<Range>]) -> Option<Problem>
     Some(problem.also(other.span, other.value.to_string()))
 }
 
-fn occupied(range: &Located<Range>, in_use: &[InUse]) -> Option<Problem> {
+fn occupied<'a>(range: &Located<Range>, mut in_use: impl Iterator<Item = &'a InUse>) -> Option<Problem> {
     let net = range.value.net();
-    let used = in_use.iter().find(|used| used.net.contains(&net) || net.contains(&used.net))?;
+    let used = in_use.find(|used| used.net.contains(&net) || net.contains(&used.net))?;
     let message = format!("`range` {net} is in use on this host");
     Some(Problem::at(range.span, message).label(format!("{} has {}", used.by, used.net)))
 }
@@ -292,8 +302,9 @@ fn resolve_group(group: &GroupKeys, image: &str, daemon_keys: &[SshKey], source:
         userdata: group.userdata.as_ref().map(|script| script.value.0.clone()),
         ssh_keys: keys,
         network: Network {
-            mode: network.mode.as_ref()?.value,
-            range: network.range.as_ref()?.value.0,
+            mode: bridge::mode(network)?,
+            bridge: bridge::bridge(network),
+            range: bridge::range(network)?.value,
             policy: policy_of(network),
             drop_at: places(&network.drop, source),
             allow_at: places(&network.allow, source),
@@ -330,8 +341,7 @@ fn ssh_keys<const MAX: usize>(list: Option<&Located<List<SshKey, MAX>>>) -> Vec<
 }
 
 fn range_of(group: &GroupKeys) -> Option<Located<Range>> {
-    let range = group.network.as_ref()?.value.range.as_ref()?;
-    Some(Located { value: range.value.0, span: range.span })
+    bridge::range(&group.network.as_ref()?.value)
 }
 
 type Rules<const MAX: usize> = Option<Located<List<RuleText, MAX>>>;

@@ -9,8 +9,9 @@ use enisle_net::policy::MAX_RULES;
 
 use super::read::{List, keys};
 use super::values::{
-    Address, ApiSocket, Directory, FilePath, Gigabytes, GroupName, HostAddress, Hypervisor, ImageName,
-    Megabytes, Mode, RangeText, RuleText, Script, Size, SshKey, StateDirectory, Whole,
+    Address, ApiSocket, Directory, FilePath, Flag, GatewayText, Gigabytes, GroupName, HostAddress,
+    Hypervisor, ImageName, LinkName, Megabytes, Mode, RangeText, RuleText, Script, Size, SshKey,
+    StateDirectory, Whole, Written,
 };
 
 /// Groups of a file. Each takes a range of its own.
@@ -123,13 +124,27 @@ keys! {
 }
 
 keys! {
-    /// A group's network. Without lists its microVMs reach the public Internet and nothing else.
+    /// A group's network. In mode `isolated`, without lists, its microVMs reach the public Internet and nothing else.
     pub(super) struct NetworkKeys ("`network`") {
-        /// `isolated`: each microVM is on its own.
-        required mode: Mode,
-        /// Network from which each microVM takes a /30: a /22 is 256 microVMs. Inside 10.0.0.0/8,
+        /// `isolated`: each microVM is on its own. `bridge`: they see each other on a Linux bridge, and the network
+        /// reaches them. Without it `bridge`.
+        optional mode: Written<Mode>,
+        /// In mode `bridge`: the name of the bridge, required there. One that is there already is used and gets nothing but
+        /// ports; else it is made, and removed when the daemon stops.
+        optional bridge: Written<LinkName>,
+        /// In mode `bridge`: the gateway's address with the length of the subnet, required there. A bridge that is made
+        /// gets this address.
+        optional gateway: Written<GatewayText>,
+        /// In mode `bridge`: microVMs reach the host and what is beyond, and not each other.
+        optional isolate_ports: Flag,
+        /// In mode `bridge`: an interface without addresses that joins the bridge, where the daemon makes it.
+        optional uplink: LinkName,
+        /// In mode `bridge`: packets pass between this bridge and those of other groups that say so, too.
+        optional route_between: Flag,
+        /// Required in mode `isolated`. In mode `bridge` a part of the subnet without the gateway, the half of it where the
+        /// key is absent. Network from which each microVM takes a /30: a /22 is 256 microVMs. Inside 10.0.0.0/8,
         /// 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16 or 100.64.0.0/10, and used by nothing else.
-        required range: RangeText,
+        optional range: Written<RangeText>,
         /// What is refused: networks, addresses or services. The most specific entry of both lists
         /// wins, `drop` before `allow`.
         default([]) drop: List<RuleText, MAX_RULES>,

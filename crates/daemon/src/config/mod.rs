@@ -6,6 +6,7 @@
 //! says). Refuses: doing anything with a configuration, and asking the machine except through
 //! [`Host`].
 
+mod bridge;
 mod check;
 mod file;
 mod listen;
@@ -103,11 +104,13 @@ pub struct Group {
     pub network: Network,
 }
 
-/// The network of a group in mode `isolated`.
+/// The network of a group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Network {
     /// How its VMs are connected.
     pub mode: Mode,
+    /// The bridge of mode `bridge`; no other has one.
+    pub bridge: Option<enisle_net::Bridge>,
     /// Where VMs get their /30 blocks.
     pub range: Range,
     /// The group's policy. It compiles.

@@ -277,6 +277,10 @@ impl Entries {
 }
 
 fn how_to_add(key: &Key) -> String {
+    // What a network needs depends on its mode; this is the smallest.
+    if key.name == "network" {
+        return format!("add network: {}", json!({ "mode": "isolated", "range": "169.254.100.0/22" }));
+    }
     format!("add {}: {}", key.name, example((key.schema)()))
 }
 

@@ -66,6 +66,11 @@ impl Scalar {
             _ => Kind::Text(text),
         }
     }
+
+    /// The value of a plain `true` or `false`.
+    pub(super) fn flag(&self) -> Option<bool> {
+        matches!(self.kind(), Kind::Bool).then(|| self.text.starts_with(['t', 'T']))
+    }
 }
 
 fn is_number(text: &str) -> bool {

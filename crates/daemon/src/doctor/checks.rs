@@ -11,7 +11,7 @@ use super::finding::Finding;
 
 /// Every finding; what is not asked for is left out.
 pub(super) fn all(facts: &Facts) -> Vec<Finding> {
-    let checks: [fn(&Facts) -> Vec<Finding>; 18] = [
+    let checks: [fn(&Facts) -> Vec<Finding>; 19] = [
         machine::privileges,
         host::configuration,
         machine::kernel,
@@ -20,6 +20,7 @@ pub(super) fn all(facts: &Facts) -> Vec<Finding> {
         machine::boot_files,
         machine::images,
         host::ranges,
+        host::bridges,
         host::uplinks,
         host::source_checks,
         host::conntrack,

@@ -5,6 +5,7 @@ use crate::chain::Chain;
 use crate::guest::printable;
 use crate::guest::session::{OpenError, failure_class};
 use crate::guest::wire::WireError;
+use crate::parts::PartError;
 use crate::store::StoreError;
 use crate::vm::VmError;
 use crate::vm::policy::PolicyError;
@@ -88,6 +89,9 @@ pub(crate) fn problem(error: &VmError) -> Problem {
         VmError::KeyGone { .. } => new(Code::Gone).hint("take a new key to make another VM"),
         VmError::Store(error) => store_problem(error),
         VmError::Policy(error) => policy_problem(error),
+        VmError::Network(error) if matches!(**error, PartError::NotInMode { .. }) => {
+            new(Code::WrongState).hint("docs/modes.md compares the modes")
+        }
         VmError::Network(_) => {
             new(Code::Internal).hint("nothing was changed; the daemon's log may have more")
         }

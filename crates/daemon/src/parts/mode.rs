@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! vm ──▶ Parts ──▶ Mode ┬ isolated ┐
-//!                       └ …        ┴──▶ Network (the engine and its slots)
+//!                       └ bridge   ┴──▶ Network (the engine and its slots)
 //! ```
 //!
 //! Owns: the [`Mode`] trait, which is all that the rest of the daemon knows of a mode, and which group has which.
 //! Refuses: anything that only one mode does, which is in that mode's file.
 
+mod bridge;
 mod isolated;
 pub(crate) mod slots;
 
+pub(crate) use bridge::Bridge;
 pub(crate) use isolated::Isolated;
 
 use super::policy::{Found, Observed};
@@ -64,7 +66,9 @@ pub(crate) trait Mode: Send + Sync {
 
     /// What becomes of a packet.
     fn why(&self, _: &VmPlan, _: &CompiledPolicy, _: &Question) -> Result<Found, PartError> {
-        Err(self.without("has no policy to ask"))
+        Err(self.without(
+            "has no policy to ask: whoever a packet is for, it passes if it bears the VM's own addresses",
+        ))
     }
 
     /// Live flows that `old` lets pass and `new` would not.
@@ -86,6 +90,7 @@ pub(crate) trait Mode: Send + Sync {
 /// Every mode.
 pub(crate) struct Modes {
     pub(crate) isolated: Isolated,
+    pub(crate) bridge: Bridge,
 }
 
 impl Modes {
@@ -93,6 +98,7 @@ impl Modes {
     pub(crate) fn of(&self, plan: &VmPlan) -> &dyn Mode {
         match plan.group.config.network.mode {
             config::Mode::Isolated => &self.isolated,
+            config::Mode::Bridge => &self.bridge,
         }
     }
 }
@@ -101,5 +107,6 @@ impl Modes {
 pub(crate) fn planned(network: &config::Network, block: Block) -> Option<GuestNet> {
     match network.mode {
         config::Mode::Isolated => Some(isolated::guest_net(block)),
+        config::Mode::Bridge => network.bridge.as_ref().map(|bridge| bridge::guest_net(bridge, block)),
     }
 }

@@ -18,8 +18,8 @@ use crate::vm::plan::{MTU, VmPlan, slot_of};
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::CompiledPolicy;
 use enisle_net::{
-    Bell, Engine, EngineConfig, Limits, NetError, Scope, ScopeError, Slot, SlotSpec, WarmSlot, WarmSpec,
-    Wires,
+    Bell, Bridge, Engine, EngineConfig, Limits, NetError, Scope, ScopeError, Slot, SlotSpec, WarmSlot,
+    WarmSpec, Wires,
 };
 use enisle_vmm::Nic;
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,10 +70,11 @@ impl Network {
     pub(crate) fn open(
         scope: &str,
         ranges: Vec<Range>,
+        bridges: Vec<Bridge>,
         survivors: &[(Block, Limits)],
     ) -> Result<Self, NetworkError> {
         let config = EngineConfig { scope: scope.parse::<Scope>()?, ranges };
-        let engine = Engine::open_beside(config, survivors)?;
+        let engine = Engine::open_with(config, bridges, survivors)?;
         let links = engine.reclaim()?;
         if links > 0 {
             tracing::debug!(links, "removed slots of VMs that do not live on");

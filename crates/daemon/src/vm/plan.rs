@@ -3,7 +3,7 @@
 //! Owns: the paths and numbers that follow from a VM's name and block. Refuses: making anything.
 
 use crate::config::Group;
-use crate::parts::mode;
+use crate::parts::{PartError, mode};
 use crate::store::VmRow;
 use enisle_guest_proto::GuestNet;
 use enisle_net::WarmSpec;
@@ -61,6 +61,18 @@ impl GroupPlan {
     /// lists are for all of them, and change by [`GroupPlan::lists_to_change`] as ever.
     pub(crate) fn renewed(&self, config: Group) -> Self {
         Self { config, lists: Arc::clone(&self.lists) }
+    }
+
+    /// Whether lists `drop` and `allow` mean something for its VMs.
+    ///
+    /// # Errors
+    /// [`PartError::NotInMode`] where not.
+    pub(crate) fn has_lists(&self) -> Result<(), PartError> {
+        let mode = self.config.network.mode;
+        match mode.has_lists() {
+            true => Ok(()),
+            false => Err(PartError::NotInMode { mode: mode.name(), what: "has no lists `drop` and `allow`" }),
+        }
     }
 
     /// The lists that the file had when it was read last.

@@ -24,7 +24,7 @@ use crate::fault::Step;
 use crate::metrics::Metrics;
 use crate::parts::Parts;
 use crate::store::VmRow;
-use enisle_api::{CreateVm, EventKind, Group, GroupNetwork, Removal};
+use enisle_api::{CreateVm, EventKind, Group, GroupBridge, GroupNetwork, Removal};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use std::collections::BTreeMap;
@@ -195,6 +195,7 @@ impl Registry {
                 network: GroupNetwork {
                     mode: config.network.mode.name().to_owned(),
                     range: config.network.range.to_string(),
+                    bridge: config.network.bridge.as_ref().map(shown),
                     drop: lists.drop,
                     allow: lists.allow,
                 },
@@ -315,6 +316,17 @@ impl Drop for Unready {
         if !self.kept {
             self.handle.give_up();
         }
+    }
+}
+
+fn shown(bridge: &enisle_net::Bridge) -> GroupBridge {
+    GroupBridge {
+        name: bridge.name.clone(),
+        gateway: bridge.gateway.addr(),
+        subnet: bridge.gateway.trunc().to_string(),
+        isolate_ports: bridge.isolate_ports,
+        uplink: bridge.uplink.clone(),
+        route_between: bridge.route_between,
     }
 }
 

@@ -46,6 +46,9 @@ pub(super) fn accept(groups: &[Arc<GroupPlan>], create: &CreateVm) -> Result<Acc
         }
     }
     let lists = policy::parse(&create.drop, &create.allow)?;
+    if !lists.drop.is_empty() || !lists.allow.is_empty() {
+        group.has_lists()?;
+    }
     compile_narrowed(&group.lists(), &lists)
         .map_err(|source| policy::PolicyError::Unenforceable { vm: None, source })?;
     let vm = NewVm {

@@ -181,6 +181,7 @@ fn help_of_every_command() {
         "net show",
         "net set",
         "net why",
+        "net routes",
         "net verify",
         "image list",
         "schema",

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::{Engine, EngineConfig, MTU, look, own_links};
+use crate::bridge;
 use crate::error::{NetError, Step, StepError};
 use crate::kernel::{KernelError, Linux};
 use crate::limits::Limits;
@@ -71,7 +72,10 @@ impl Engine {
             NetError::Host(_, source) | NetError::Open(source) => absent(source),
             other => absent(KernelError::new("RTM_GETLINK", std::io::Error::other(other.to_string()))),
         })?;
-        let ours = own_links(&around, self.scope).any(|link| link.index == block.host_ifindex());
+        // A slot of another mode would be judged by the wrong programs.
+        let bridge = bridge::of(&self.placed(), block).map(|placed| placed.index);
+        let ours = own_links(&around, self.scope)
+            .any(|link| link.index == block.host_ifindex() && link.master == bridge);
         if ours {
             return Ok(());
         }

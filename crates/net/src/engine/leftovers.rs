@@ -1,5 +1,6 @@
 //! What of a scope is in the calling thread's namespace, without touching it.
 
+use super::bridges::own_bridges;
 use super::{look, own_links};
 use crate::error::NetError;
 use crate::host_table;
@@ -22,7 +23,8 @@ pub struct NetLeftovers {
 pub fn leftovers(scope: Scope) -> Result<NetLeftovers, NetError> {
     let kernel = Linux::open().map_err(NetError::Open)?;
     let around = look(&kernel)?;
-    let links = own_links(&around, scope).map(|link| link.name.clone()).collect();
+    let links = own_links(&around, scope).chain(own_bridges(&around, scope));
+    let links = links.map(|link| link.name.clone()).collect();
     let table = scope.table();
     let all = kernel.elements(&table, host_table::ALL_LINKS);
     let there = !all.map_err(|e| NetError::Host("read the host's table", e))?.is_empty();

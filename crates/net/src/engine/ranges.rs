@@ -40,7 +40,7 @@ impl Engine {
         let got = lease(&*self.kernel, &new, &around)?;
         let own = own_links(&around, self.scope).map(|link| link.index).collect();
         for range in &new {
-            if let Some(object) = around.in_the_way(range, &own) {
+            if let Some(object) = around.in_the_way(range.net(), &own) {
                 let next = range.next_free(&with(&around, &all, None));
                 return Err(NetError::RangeInUse { range: *range, object, next });
             }

@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::{Engine, State};
+use crate::bridge;
 use crate::error::NetError;
 use crate::foreign;
 use crate::host_table;
+use crate::join;
 use crate::kernel::{Answer, KernelError, Place};
-use crate::mend;
 use crate::nft::{Batch, ChainSeen, Command, Element, RuleSeen, Table};
 use crate::pace::{Pace, Turn};
 use crate::plan::Block;
@@ -34,7 +35,7 @@ pub(super) struct Repairs {
 
 impl Repairs {
     /// Whether `what` may be repaired now. Warns when somebody keeps undoing it.
-    fn turn(&mut self, what: &str) -> bool {
+    pub(super) fn turn(&mut self, what: &str) -> bool {
         match self.pace.turn(what, Instant::now()) {
             Turn::Now => true,
             Turn::Later { told: true } => false,
@@ -59,7 +60,9 @@ impl Engine {
 
     /// Writes the host's table and remembers what it looks like.
     pub(super) fn write_table(&self, state: &mut State) -> Answer<()> {
-        let batch = host_table::render(self.scope, &self.ranges(), &state.sets);
+        let (ranges, bridges) = (self.ranges(), self.placed());
+        let places = host_table::Places { ranges: &ranges, bridges: &bridges };
+        let batch = host_table::render(self.scope, places, &state.sets);
         self.write_and_remember(state, &batch)
     }
 
@@ -73,8 +76,12 @@ impl Engine {
             all_links: held(host_table::ALL_LINKS)?,
             slots: held(host_table::SLOTS)?,
             opened: held(host_table::OPENED)?,
+            bridges: held(bridge::BRIDGES)?,
+            routed: held(bridge::ROUTED)?,
         };
-        match host_table::render_over(self.scope, &self.ranges(), &state.sets, &earlier) {
+        let (ranges, bridges) = (self.ranges(), self.placed());
+        let places = host_table::Places { ranges: &ranges, bridges: &bridges };
+        match host_table::render_over(self.scope, places, &state.sets, &earlier) {
             // The kernel may know better that the shape is another: sets are not compared here.
             Some(batch) => self.write_and_remember(state, &batch).or_else(|error| {
                 tracing::debug!(%error, "the earlier table cannot be written over; it is replaced");
@@ -123,6 +130,13 @@ impl Engine {
         if !links || !all || host_table::opened_from(&elements(host_table::OPENED)?) != state.sets.opened {
             return Ok(false);
         }
+        let (bridges, routed) = bridge::elements(&self.placed());
+        for (set, wanted) in [(bridge::BRIDGES, bridges), (bridge::ROUTED, routed)] {
+            let wanted: BTreeSet<Element> = wanted.into_iter().collect();
+            if !wanted.is_empty() && elements(set)?.into_iter().collect::<BTreeSet<_>>() != wanted {
+                return Ok(false);
+            }
+        }
         let admitted: BTreeSet<Element> = elements(host_table::SLOTS)?.into_iter().collect();
         let guarded = self.settled(state).all(|block| admitted.contains(&host_table::slot(block)));
         Ok(guarded && Some(self.read_table()?) == state.repairs.table)
@@ -145,6 +159,7 @@ impl Engine {
     /// Puts right what somebody did to slots' interfaces. `before`: the slots that were settled
     /// before `around` was looked at; of others it says nothing.
     pub(super) fn mend_links(&self, state: &mut State, around: &Surroundings, before: &BTreeSet<Block>) {
+        let placed = self.placed();
         let blocks: Vec<Block> = self.settled(state).filter(|b| before.contains(b)).collect();
         state.repairs.lost.retain(|b| blocks.contains(b));
         for block in blocks {
@@ -159,7 +174,7 @@ impl Engine {
                 continue;
             };
             state.repairs.lost.remove(&block);
-            let changes = mend::changes(block, link, around);
+            let changes = join::of(&placed, block).mend(block, link, around);
             if changes.is_empty() || !state.repairs.turn(&format!("the interface {}", block.host_veth())) {
                 continue;
             }
@@ -236,7 +251,8 @@ impl Engine {
     fn put_pairs(&self, chain: &ChainSeen, rules: &[RuleSeen], wanted: bool) -> Answer<Vec<u64>> {
         let mark = foreign::mark(self.scope);
         let old = foreign::marked(rules, &mark);
-        let put = |form| self.write(&foreign::put(chain, &old, &self.ranges(), form, &mark));
+        let pairs = foreign::pairs(&self.ranges(), &self.placed());
+        let put = |form| self.write(&foreign::put(chain, &old, &pairs, form, &mark));
         let done = match (wanted, foreign::form(chain)) {
             (false, _) => self.write(&foreign::remove(chain, &old)),
             // A kernel without iptables' matches has no iptables either.

@@ -134,15 +134,7 @@ fn errno(what: &str, number: i32) -> KernelError {
 }
 
 fn link(index: u32, name: &str, group: u32) -> Link {
-    Link {
-        index,
-        name: name.into(),
-        alias: String::new(),
-        group,
-        forwarding: false,
-        no_ipv6_address: false,
-        up: true,
-    }
+    Link { index, name: name.into(), group, up: true, ..Link::default() }
 }
 
 impl Kernel for Fake {
@@ -198,7 +190,25 @@ impl Kernel for Fake {
             }
             Change::DeleteLink(index) => {
                 state.links.remove(index).ok_or_else(|| errno("link", libc::ENODEV))?;
+                state.host_addresses.retain(|address| address.index != *index);
+                for port in state.links.values_mut().filter(|link| link.master == Some(*index)) {
+                    port.master = None;
+                }
             }
+            Change::Bridge(bridge) => {
+                let index = 1000 + u32::try_from(state.links.len()).unwrap();
+                let made = Link { is_bridge: true, ..link(index, &bridge.name, bridge.group) };
+                state.links.insert(index, made);
+            }
+            Change::Master(index, master) => {
+                let link = state.links.get_mut(index).ok_or_else(|| errno("link", libc::ENODEV))?;
+                link.master = (*master != 0).then_some(*master);
+            }
+            Change::IsolatedPort(index, on) => {
+                let link = state.links.get_mut(index).ok_or_else(|| errno("link", libc::ENODEV))?;
+                link.isolated_port = *on;
+            }
+            Change::Address(index, net) => state.host_addresses.push(Address { index: *index, net: *net }),
             Change::DeleteGroup(group) => state.links.retain(|_, l| l.group != *group),
             _ => {}
         }

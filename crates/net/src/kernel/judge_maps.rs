@@ -62,17 +62,19 @@ fn name(program: Program) -> &'static str {
     match program {
         Program::FromGuest => "from_guest",
         Program::ToGuest => "to_guest",
+        Program::FromPort => "from_port",
+        Program::ToPort => "to_port",
     }
 }
 
 impl Judge {
-    /// Loads both programs.
+    /// Loads the programs.
     pub(super) fn load() -> Answer<Judge> {
         let other = |e: &dyn std::error::Error| {
             KernelError::new("loading the judge (bpf)", io::Error::other(describe(e)))
         };
         let mut programs = EbpfLoader::new().load(OBJECT).map_err(|e| other(&e))?;
-        for which in [Program::FromGuest, Program::ToGuest] {
+        for which in [Program::FromGuest, Program::ToGuest, Program::FromPort, Program::ToPort] {
             let program = programs.program_mut(name(which)).ok_or_else(|| missing(name(which)))?;
             let classifier: &mut SchedClassifier = program.try_into().map_err(|e| other(&e))?;
             classifier.load().map_err(|e| other(&e))?;

@@ -108,11 +108,14 @@ pub(crate) struct Interior {
     pub(crate) neighbours: Vec<Neighbour>,
 }
 
-/// The judge's two programs.
+/// The judge's programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {
     FromGuest,
     ToGuest,
+    /// The same for a VM on a bridge.
+    FromPort,
+    ToPort,
 }
 
 /// A claim on a range, dropped by the kernel when its holder dies.

@@ -38,6 +38,7 @@ const IFF_UP: u32 = 1;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
 const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
@@ -48,6 +49,9 @@ const IFLA_NUM_TX_QUEUES: u16 = 31;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
@@ -84,6 +88,16 @@ pub(crate) struct Veth {
     pub(crate) mtu: u32,
     pub(crate) peer_name: &'static str,
     pub(crate) peer_index: u32,
+}
+
+/// A bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NewBridge {
+    pub(crate) name: String,
+    /// Its mark: set as it is made, where an alias comes later.
+    pub(crate) group: u32,
+    /// Its own, so that it does not change with its ports.
+    pub(crate) mac: MacAddr,
 }
 
 /// Per-interface settings; `None` leaves a setting alone.
@@ -123,6 +137,12 @@ pub(crate) enum Change {
     Shape(u32, Shape),
     /// Absent where it has no shape.
     Unshape(u32),
+    /// A bridge, still down.
+    Bridge(NewBridge),
+    /// Makes an interface a port of a bridge; of none with 0.
+    Master(u32, u32),
+    /// Whether a port reaches other isolated ones.
+    IsolatedPort(u32, bool),
     DeleteLink(u32),
     DeleteGroup(u32),
 }
@@ -144,6 +164,9 @@ impl Change {
             Change::Ingress(_) => "RTM_NEWQDISC ingress",
             Change::Shape(..) => "RTM_NEWQDISC tbf",
             Change::Unshape(_) => "RTM_DELQDISC",
+            Change::Bridge(_) => "RTM_NEWLINK bridge",
+            Change::Master(..) => "RTM_SETLINK master",
+            Change::IsolatedPort(..) => "RTM_NEWLINK isolated port",
             Change::DeleteLink(_) => "RTM_DELLINK",
             Change::DeleteGroup(_) => "RTM_DELLINK by group",
         }
@@ -194,6 +217,13 @@ impl Change {
             }
             Change::Shape(index, shape) => shape.message(*index),
             Change::Unshape(index) => unshape(*index),
+            Change::Bridge(bridge) => new_bridge(bridge),
+            Change::Master(index, master) => {
+                let mut m = Message::new(SETLINK, 0).put(&ifinfo(*index, 0));
+                m.attr_u32(IFLA_MASTER, *master);
+                m
+            }
+            Change::IsolatedPort(index, on) => isolated_port(*index, *on),
             Change::DeleteLink(index) => Message::new(DELLINK, 0).put(&ifinfo(*index, 0)),
             Change::DeleteGroup(group) => {
                 let mut m = Message::new(DELLINK, 0).put(&ifinfo(0, 0));
@@ -267,6 +297,28 @@ pub(crate) fn veth(spec: &Veth, peer_netns: RawFd) -> Message {
     m
 }
 
+fn new_bridge(spec: &NewBridge) -> Message {
+    let mut m = Message::new(NEWLINK, flags::CREATE | flags::EXCL).put(&ifinfo(0, 0));
+    m.attr_str(IFLA_IFNAME, &spec.name)
+        .attr(IFLA_ADDRESS, &spec.mac.octets())
+        .attr_u32(IFLA_GROUP, spec.group)
+        .nest(IFLA_LINKINFO, |m| {
+            m.attr_str(IFLA_INFO_KIND, "bridge");
+        });
+    m
+}
+
+/// Only `RTM_NEWLINK` changes what a port's bridge knows of it.
+fn isolated_port(index: u32, on: bool) -> Message {
+    let mut m = Message::new(NEWLINK, 0).put(&ifinfo(index, 0));
+    m.nest(IFLA_LINKINFO, |m| {
+        m.attr_str(IFLA_INFO_SLAVE_KIND, "bridge").nest(IFLA_INFO_SLAVE_DATA, |m| {
+            m.attr(IFLA_BRPORT_ISOLATED, &[u8::from(on)]);
+        });
+    });
+    m
+}
+
 fn settings_message(index: u32, s: &LinkSettings) -> Message {
     let mut m = Message::new(SETLINK, 0).put(&ifinfo(index, 0));
     if let Some(alias) = &s.alias {
@@ -324,7 +376,7 @@ fn concat(head: &[u8; 4], word: u32) -> [u8; 8] {
 }
 
 /// An interface as dumped.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
@@ -335,6 +387,11 @@ pub(crate) struct Link {
     pub(crate) no_ipv6_address: bool,
     /// Administratively.
     pub(crate) up: bool,
+    pub(crate) is_bridge: bool,
+    /// The bridge, bond or other interface that it is a port of.
+    pub(crate) master: Option<u32>,
+    /// A port of a bridge that reaches no other such port.
+    pub(crate) isolated_port: bool,
 }
 
 /// A permanent IPv4 neighbour.
@@ -426,6 +483,10 @@ pub(crate) fn parse_link(m: &Received<'_>) -> Option<Link> {
     let family = |of: u8| attribute(attrs, IFLA_AF_SPEC).and_then(|spec| attribute(spec, u16::from(of)));
     let conf = family(AF_INET).and_then(|inet| attribute(inet, IFLA_INET_CONF));
     let mode = family(AF_INET6).and_then(|inet6| attribute(inet6, IFLA_INET6_ADDR_GEN_MODE));
+    let info = attribute(attrs, IFLA_LINKINFO);
+    let port = info
+        .and_then(|info| attribute(info, IFLA_INFO_SLAVE_DATA))
+        .and_then(|data| attribute(data, IFLA_BRPORT_ISOLATED));
     Some(Link {
         index: u32_at(m.body, 4)?,
         name: text(IFLA_IFNAME),
@@ -435,6 +496,10 @@ pub(crate) fn parse_link(m: &Received<'_>) -> Option<Link> {
         forwarding: conf.and_then(|c| u32_at(c, 0)).unwrap_or(0) != 0,
         no_ipv6_address: mode.is_none_or(|mode| mode == [IN6_ADDR_GEN_MODE_NONE]),
         up: u32_at(m.body, 8)? & IFF_UP != 0,
+        is_bridge: info.and_then(|info| attribute(info, IFLA_INFO_KIND)).map(c_string).as_deref()
+            == Some("bridge"),
+        master: attribute(attrs, IFLA_MASTER).and_then(|m| u32_at(m, 0)).filter(|index| *index != 0),
+        isolated_port: port.is_some_and(|on| on == [1]),
     })
 }
 

@@ -240,6 +240,11 @@ impl Rule {
         self.with([Expr::Meta(Meta::Iif), Expr::Lookup { set, inverted: false }])
     }
 
+    /// `oif @set`, a set of single interface indexes.
+    pub(crate) fn oif_in(self, set: &'static str) -> Rule {
+        self.with([Expr::Meta(Meta::Oif), Expr::Lookup { set, inverted: false }])
+    }
+
     /// `iif . ip saddr @set`
     pub(crate) fn iif_source_in(self, set: &'static str) -> Rule {
         self.iif_source(set, false)

@@ -9,7 +9,7 @@ use super::warm::{shapes, unshaped};
 use super::{Builder, Made, Parts, Slot, SlotSpec, Unfinished, absent_is_fine, at};
 use crate::error::{Step, StepError};
 use crate::judge::{SlotEntry, Terms};
-use crate::kernel::{Netns, Place, Program};
+use crate::kernel::{Netns, Place};
 use crate::netlink::route::Change;
 use crate::plan::Block;
 use crate::reports::Tenant;
@@ -58,9 +58,8 @@ impl Builder<'_> {
         at(Step::Judge, kernel.set_slot(block.id(), &entry))?;
         parts.judged = true;
         // Refused where there is no such interface or no judge on it yet: a half-made slot.
-        for (index, program) in
-            [(block.tap_ifindex(), Program::FromGuest), (block.peer_ifindex(), Program::ToGuest)]
-        {
+        let [from, to] = self.join(block).programs();
+        for (index, program) in [(block.tap_ifindex(), from), (block.peer_ifindex(), to)] {
             at(Step::Attach, kernel.reattach(netns, index, program))?;
         }
         kernel.seal(netns);

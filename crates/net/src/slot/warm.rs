@@ -4,15 +4,15 @@
 //! a VM. Refuses: how many are kept ready, and when they are made (the daemon).
 
 use std::fmt;
-use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
 use super::{Builder, Parts, Slot, SlotSpec, Unfinished, at};
 use crate::error::{Step, StepError};
 use crate::host_table;
+use crate::join::{Join as _, Routed};
 use crate::judge::{SlotEntry, Terms};
-use crate::kernel::{Netns, Place, Program, TapSpec};
+use crate::kernel::{Netns, Place, TapSpec};
 use crate::limits::Limits;
 use crate::netlink::route::{self, Change, LinkSettings, Veth};
 use crate::netlink::shape::Shape;
@@ -160,9 +160,9 @@ impl Builder<'_> {
 
         let refusals = slot_table::render();
         at(Step::Refusals, kernel.apply(Place::Inside(netns), &refusals))?;
-        for (index, program) in
-            [(block.tap_ifindex(), Program::FromGuest), (block.peer_ifindex(), Program::ToGuest)]
-        {
+        let join = self.join(block);
+        let [from, to] = join.programs();
+        for (index, program) in [(block.tap_ifindex(), from), (block.peer_ifindex(), to)] {
             let hook = Change::Ingress(index);
             at(Step::Attach, kernel.change(Place::Inside(netns), &hook))?;
             at(Step::Attach, kernel.attach(netns, index, program))?;
@@ -171,7 +171,7 @@ impl Builder<'_> {
             at(Step::Shape, kernel.change(Place::Inside(netns), &change))?;
         }
         at(Step::Inside, kernel.change_all(Place::Inside(netns), &inside(spec)))?;
-        at(Step::Outside, kernel.change_all(Place::Host, &outside(block, alias)))?;
+        at(Step::Outside, kernel.change_all(Place::Host, &join.outside(block, alias)))?;
         kernel.seal(netns);
         Ok(())
     }
@@ -183,7 +183,7 @@ pub(crate) fn encoded(spec: &WarmSpec, scope: Scope) -> usize {
     let hooks = [spec.block.tap_ifindex(), spec.block.peer_ifindex()];
     let batches = [host_table::admit(&scope.table(), spec.block, &spec.limits), slot_table::render()];
     let changes = hooks.map(Change::Ingress).into_iter().chain(shapes(spec)).chain(inside(spec));
-    let changes = changes.chain(outside(spec.block, scope.alias("agents-1")));
+    let changes = changes.chain(Routed.outside(spec.block, scope.alias("agents-1")));
     let links = [route::veth(&veth(spec, scope), 3), route::classifier(index, 3, "from_guest")];
     let messages = batches.iter().flat_map(nft::messages).chain(changes.map(|change| change.message()));
     messages.chain(links).map(|message| message.finish(1).len()).sum()
@@ -239,24 +239,5 @@ fn inside(spec: &WarmSpec) -> [Change; 7] {
         Change::Up(slot_table::LOOPBACK),
         Change::Up(peer),
         Change::Up(tap),
-    ]
-}
-
-/// On the host: forwarding on this interface alone, no address at all, one route, one neighbour.
-fn outside(block: Block, alias: String) -> [Change; 4] {
-    let index = block.host_ifindex();
-    let guest: Ipv4Addr = block.guest();
-    let settings = LinkSettings {
-        alias: Some(alias),
-        forwarding: Some(true),
-        strict_source: true,
-        no_ipv6_address: true,
-        ..LinkSettings::default()
-    };
-    [
-        Change::Settings(index, settings),
-        Change::Up(index),
-        Change::Neighbour(index, guest, block.guest_mac()),
-        Change::HostRoute(index, guest),
     ]
 }

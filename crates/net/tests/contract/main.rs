@@ -5,6 +5,7 @@
 //! control in the same test; where it can be, it is asserted three ways: the answer the guest got,
 //! the judge's counters, a sniffer on the far side. Needs root; fails without, never skips.
 
+mod bridge;
 mod bus;
 mod change;
 mod chaos;

@@ -53,6 +53,17 @@ fn file_with(mapping: &str, key: &str, value: Option<&Json>) -> String {
     let mut file = smallest();
     let object = file.pointer_mut(mapping).unwrap().as_object_mut().unwrap();
     object.remove(key);
+    // A bridge's keys mean something together only.
+    let of_bridges = ["bridge", "gateway", "isolate_ports", "uplink", "route_between"];
+    if of_bridges.contains(&key) || (key == "mode" && value == Some(&json!("bridge"))) {
+        object.remove("range");
+        object.extend([
+            ("mode".to_owned(), json!("bridge")),
+            ("bridge".to_owned(), json!("lab0")),
+            ("gateway".to_owned(), json!("10.77.0.1/24")),
+        ]);
+        object.remove(key);
+    }
     if let Some(value) = value {
         object.insert(key.to_owned(), value.clone());
     }
@@ -77,6 +88,10 @@ fn each_key(mut check: impl FnMut(&str, &str, &Json, &Json)) {
 #[test]
 fn required_keys_are_those_that_the_reader_misses() {
     each_key(|mapping, key, _, schema| {
+        // Which of these a network needs depends on its mode: see `mode_bridge` among the golden files.
+        if mapping.ends_with("/network") && ["mode", "range", "bridge", "gateway"].contains(&key) {
+            return;
+        }
         let required = schema["required"].as_array().is_some_and(|r| r.contains(&json!(key)));
         let missed = read(&file_with(mapping, key, None)).is_err();
         assert_eq!(missed, required, "{mapping}/{key}");

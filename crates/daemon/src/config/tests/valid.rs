@@ -5,7 +5,7 @@ use std::path::Path;
 
 use enisle_net::Limits;
 
-use super::super::{AnyHost, Config, Hypervisor, Place, load, parse};
+use super::super::{AnyHost, Config, Hypervisor, Mode, Place, load, parse};
 use super::{NETWORK, read, root, with_group};
 
 pub(super) const KEY: &str = "ssh-ed25519 \
@@ -191,4 +191,28 @@ fn what_the_host_says_is_not_asked_of_any_host() {
     let text = with_group("image: nowhere\nnetwork: {mode: isolated, range: 172.17.0.0/16}");
     assert_eq!(read(&text).unwrap_err().len(), 2);
     assert!(parse("x", &text, &AnyHost).is_ok());
+}
+
+#[test]
+fn a_network_that_names_a_bridge_or_no_mode_is_a_bridge_and_isolated_means_what_it_did() {
+    let network =
+        |keys: &str| valid(&with_group(&format!("network: {{{keys}}}\n"))).groups[0].network.clone();
+    let isolated = network("mode: isolated, range: 10.0.0.0/24");
+    assert_eq!((isolated.mode, isolated.bridge), (Mode::Isolated, None));
+    let named = network("bridge: lab0, gateway: 10.77.0.1/24");
+    assert_eq!(named.mode, Mode::Bridge);
+    assert_eq!(named.range.to_string(), "10.77.0.128/25", "the half without the gateway");
+    let bridge = named.bridge.unwrap();
+    assert_eq!((bridge.name.as_str(), bridge.range), ("lab0", named.range));
+    assert!(!bridge.isolate_ports && !bridge.route_between && bridge.uplink.is_none());
+    let other = network("mode: bridge, bridge: lab0, gateway: 10.77.0.254/24");
+    assert_eq!(other.range.to_string(), "10.77.0.0/25");
+    let all = network(
+        "bridge: lab0, gateway: 10.77.0.1/16, range: 10.77.4.0/22, isolate_ports: true, uplink: eth1, \
+         route_between: true, limits: {mbit_up: 5}, dns: [9.9.9.9]",
+    );
+    assert_eq!((all.range.to_string().as_str(), all.limits.mbit_up), ("10.77.4.0/22", Some(5)));
+    let bridge = all.bridge.unwrap();
+    assert!(bridge.isolate_ports && bridge.route_between);
+    assert_eq!(bridge.uplink.as_deref(), Some("eth1"));
 }

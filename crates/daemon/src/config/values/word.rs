@@ -126,11 +126,13 @@ impl Text for Hypervisor {
     }
 }
 
-/// How a group is connected. There is one mode, and files say so, because others will come.
+/// How a group is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Each VM on its own.
     Isolated,
+    /// VMs see each other on a Linux bridge, and the network reaches them.
+    Bridge,
 }
 
 impl Mode {
@@ -139,23 +141,35 @@ impl Mode {
     pub fn name(self) -> &'static str {
         match self {
             Mode::Isolated => "isolated",
+            Mode::Bridge => "bridge",
+        }
+    }
+
+    /// Whether its VMs are judged by lists `drop` and `allow`.
+    #[must_use]
+    pub fn has_lists(self) -> bool {
+        match self {
+            Mode::Isolated => true,
+            Mode::Bridge => false,
         }
     }
 }
 
 impl Text for Mode {
-    const WHAT: &'static str = "\"isolated\"";
+    const WHAT: &'static str = "\"isolated\" or \"bridge\"";
 
     fn parse(text: &str) -> Result<Mode, Mistake> {
         match text {
             "isolated" => Ok(Mode::Isolated),
-            "bridge" | "cni" => Err(Mistake::new(
+            "bridge" => Ok(Mode::Bridge),
+            "cni" => Err(Mistake::new(
                 format!("mode `{text}` is not in this version"),
-                "use mode: \"isolated\", with what must be reached in `allow`",
+                "use mode: \"isolated\", with what must be reached in `allow`, or mode: \"bridge\"",
             )),
-            _ => {
-                Err(Mistake::new(format!("`{}` is not a network mode", clip(text)), "use mode: \"isolated\""))
-            }
+            _ => Err(Mistake::new(
+                format!("`{}` is not a network mode", clip(text)),
+                "use mode: \"isolated\" or mode: \"bridge\"",
+            )),
         }
     }
 

@@ -94,7 +94,7 @@ pub(super) fn bridges(facts: &Facts) -> Vec<Finding> {
             "br-netfilter",
             "br_netfilter is on: packets between ports of a bridge pass the FORWARD chain too",
         )
-        .why("nothing to do: microVMs are on no bridge; a bridge of yours may be cut by Docker's policy")
+        .why("nothing to do: microVMs on a bridge are let through; a bridge of yours may be cut by Docker's policy")
     };
     if on { vec![note()] } else { Vec::new() }
 }

@@ -45,6 +45,19 @@ pub(super) fn ranges(facts: &Facts) -> Vec<Finding> {
     found
 }
 
+/// Bridges that the file's groups are on.
+pub(super) fn bridges(facts: &Facts) -> Vec<Finding> {
+    let Some(Ok(config)) = &facts.config else { return Vec::new() };
+    let bridge = |group: &Group| {
+        let bridge = group.network.bridge.as_ref()?;
+        let (name, subnet) = (&group.name, bridge.gateway.trunc());
+        let what = format!("group {name} is on the bridge {} with the network {subnet}", bridge.name);
+        let why = "the bridge is made where it is missing; microVMs on it reach this host and are reached by it, unlike isolated ones";
+        Some(Finding::note("bridge", what).why(why))
+    };
+    config.groups.iter().filter_map(bridge).collect()
+}
+
 pub(super) fn uplinks(facts: &Facts) -> Vec<Finding> {
     let settings = match &facts.settings {
         Ok(settings) => settings,

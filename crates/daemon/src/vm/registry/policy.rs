@@ -44,6 +44,7 @@ impl Registry {
             let own = plan.own_lists();
             let compiled = compile_narrowed(&group, &own).map_err(|e| unenforceable(None, e))?;
             let mut shown = show(plan.name(), &own, &compiled);
+            only_what_holds(&plan.group, &mut shown);
             shown.group_lists = Some(policy::show(&group));
             match workshop.parts.observe(&plan) {
                 Ok(observed) => {
@@ -64,7 +65,9 @@ impl Registry {
         on_a_thread(move || {
             let lists = group.lists();
             let compiled = compile(&lists).map_err(|e| unenforceable(None, e))?;
-            Ok(show(&group.config.name, &lists, &compiled))
+            let mut shown = show(&group.config.name, &lists, &compiled);
+            only_what_holds(&group, &mut shown);
+            Ok(shown)
         })
         .await
     }
@@ -121,6 +124,14 @@ fn unenforceable(vm: Option<&VmPlan>, source: CompileError) -> VmError {
     PolicyError::Unenforceable { vm: vm.map(|vm| vm.name().to_owned()), source }.into()
 }
 
+/// In a mode without lists nothing of a policy is in force, the floor included.
+fn only_what_holds(group: &GroupPlan, shown: &mut Policy) {
+    if group.has_lists().is_err() {
+        shown.entries.clear();
+        shown.entries_total = 0;
+    }
+}
+
 fn show(name: &str, lists: &PolicySpec, compiled: &CompiledPolicy) -> Policy {
     let mut entries = explain::entries(compiled);
     let entries_total = entries.len();
@@ -139,6 +150,7 @@ fn show(name: &str, lists: &PolicySpec, compiled: &CompiledPolicy) -> Policy {
 }
 
 fn change_vm(workshop: &Workshop, plan: &Arc<VmPlan>, wish: &Wish) -> Result<PolicyChange, VmError> {
+    plan.group.has_lists()?;
     let new = policy::parse(&wish.lists.drop, &wish.lists.allow)?;
     let group = plan.group.lists_to_change();
     let old = plan.own_lists();
@@ -176,6 +188,7 @@ fn change_group(
     vms: &Mutex<BTreeMap<String, Handle>>,
     wish: &Wish,
 ) -> Result<PolicyChange, VmError> {
+    group.has_lists()?;
     let new = policy::parse(&wish.lists.drop, &wish.lists.allow)?;
     let name = &group.config.name;
     let mut lists = group.lists_to_change();

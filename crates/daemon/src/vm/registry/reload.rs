@@ -29,6 +29,15 @@ pub(crate) enum RegroupError {
     /// The daemon goes down.
     #[error("the daemon is stopping")]
     Stopping,
+    /// A bridge comes, goes or changes.
+    #[error(
+        "group `{group}`: bridges are made, changed and removed when the daemon starts; put the group's keys `mode`, \
+         `bridge`, `gateway`, `range`, `isolate_ports`, `uplink` and `route_between` back, or restart the daemon"
+    )]
+    Bridge {
+        /// The group.
+        group: String,
+    },
     /// VMs have addresses of the range that is to go.
     #[error(
         "group `{group}`: `network.range` cannot become {range} while it has microVMs with addresses outside \
@@ -118,6 +127,7 @@ impl Registry {
         }
         let handles = self.list();
         let ranges = ranges_of(wanted, &handles)?;
+        same_bridges(wanted, &groups)?;
         overlapping(wanted, &groups)?;
         let mut changes = Changes::default();
         let (mut plans, mut relisted, mut launches) = (Vec::new(), Vec::new(), Vec::new());
@@ -197,6 +207,23 @@ impl Registry {
             tracing::error!("cannot write the state: {}", Chain(&error));
         }
     }
+}
+
+/// Bridges are as they were.
+fn same_bridges(wanted: &[Group], present: &[Arc<GroupPlan>]) -> Result<(), RegroupError> {
+    let old = |name: &str| present.iter().find(|plan| plan.config.name == name).map(|plan| &plan.config);
+    for group in wanted {
+        let before = old(&group.name).and_then(|group| group.network.bridge.as_ref());
+        if before != group.network.bridge.as_ref() {
+            return Err(RegroupError::Bridge { group: group.name.clone() });
+        }
+    }
+    for plan in present.iter().filter(|plan| plan.config.network.bridge.is_some()) {
+        if !wanted.iter().any(|group| group.name == plan.config.name) {
+            return Err(RegroupError::Bridge { group: plan.config.name.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// New ranges that overlap one of before without being it.

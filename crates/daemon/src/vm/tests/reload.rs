@@ -136,6 +136,14 @@ async fn what_cannot_be_changes_nothing() {
     let said = refused(&[("others", 1, "169.254.100.0/28", "")]);
     assert!(said.contains("removed group `agents`") && said.contains("agents-1"), "{said}");
     same();
+    let bridge = group_plans(
+        "config:\n  host_groups:\n    - name: lab\n      network: {bridge: lab0, gateway: 10.77.0.1/24}\n",
+    );
+    let mut bridged = file.clone();
+    bridged.push(bridge[0].config.clone());
+    let error = bench.registry.regroup(&bridged).unwrap_err();
+    assert!(matches!(error, RegroupError::Bridge { .. }), "{error}");
+    same();
     for part in ["ranges", "switch"] {
         bench.parts.faults.lock().unwrap().push((part, Fault::Fail));
         let mut other = file.clone();
