@@ -128,7 +128,8 @@ impl Port {
 fn pinged(world: &World, from: &Netns, vm: &mut Port) -> bool {
     let addr = vm.ip();
     std::thread::scope(|scope| {
-        let asked = scope.spawn(|| world.ask(from, Kind::Ping, addr, 0).reached());
+        // More than once: each waits two seconds, which may be short on a busy machine.
+        let asked = scope.spawn(|| (0..3).any(|_| world.ask(from, Kind::Ping, addr, 0).reached()));
         vm.answer_pings(|| asked.is_finished());
         asked.join().unwrap()
     })
@@ -201,9 +202,17 @@ fn nobody_on_a_bridge_speaks_in_anothers_name() {
     let dropped = |what: &str, bytes: Vec<u8>| {
         let before = stats();
         a.guest.send(&bytes).unwrap();
-        let after = stats();
-        let count = (after.out_frame + after.out_spoofed) - (before.out_frame + before.out_spoofed);
-        assert_eq!((count, after.out_allowed - before.out_allowed), (1, 0), "{what}");
+        // On a busy machine the judge may come to it a moment later.
+        let end = Instant::now() + LIMIT;
+        let counted = loop {
+            let after = stats();
+            let count = (after.out_frame + after.out_spoofed) - (before.out_frame + before.out_spoofed);
+            if count > 0 || Instant::now() > end {
+                break (count, after.out_allowed - before.out_allowed);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        assert_eq!(counted, (1, 0), "{what}");
     };
     let arp = |operation, sender, target| {
         frame::ethernet(a.mac(), [0xff; 6], 0x0806, &frame::arp(operation, sender, target))
