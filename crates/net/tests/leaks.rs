@@ -39,7 +39,8 @@ fn descriptors_go_with_slots_and_engine() {
     // The first removal opens a subscription that is kept for the next ones.
     engine.remove(engine.create(&spec(range.block(0).unwrap())).unwrap()).unwrap();
     let open = descriptors();
-    assert!(open["anon_inode:bpf-map"] >= 5 && open["anon_inode:bpf-prog"] == 2, "{open:?}");
+    // Two programs for each form of the judge: routed, and of a port.
+    assert!(open["anon_inode:bpf-map"] >= 5 && open["anon_inode:bpf-prog"] == 4, "{open:?}");
 
     let slots: Vec<_> = range.blocks().take(20).map(|block| engine.create(&spec(block)).unwrap()).collect();
     let during = descriptors();
