@@ -39,17 +39,7 @@ impl Listing {
     /// # Errors
     /// If `ip`, `nft` or `bpftool` is missing or fails: a leak check that cannot look must not pass.
     pub fn take(ns: &Netns, scope: &Scope<'_>) -> anyhow::Result<Listing> {
-        let lines = |program: &str, args: &[&str]| -> anyhow::Result<BTreeSet<String>> {
-            Ok(ns.check(program, args, "")?.lines().map(|l| l.trim_end().to_owned()).collect())
-        };
-        let mut sections = BTreeMap::new();
-        sections.insert("links", links(ns)?);
-        sections.insert("addresses", addresses(ns)?);
-        sections.insert("routes", lines("ip", &["-4", "route", "show", "table", "all"])?);
-        sections.insert("rules", lines("ip", &["-4", "rule"])?);
-        // -s leaves counters out, which move by themselves.
-        sections.insert("nftables", lines("nft", &["-s", "list", "ruleset"])?);
-        sections.insert("forwarding", forwarding(ns)?);
+        let mut sections = network(ns)?;
         sections.insert("bpf programs", bpf("prog", scope.bpf)?);
         sections.insert("bpf maps", bpf("map", scope.bpf)?);
         sections.insert("namespaces", namespaces()?);
@@ -63,6 +53,14 @@ impl Listing {
         }
         sections.insert("files", files);
         Ok(Listing { sections })
+    }
+
+    /// The network sections of `ns` alone, as lines: what the machine has beside it, others change meanwhile.
+    ///
+    /// # Errors
+    /// As of [`Listing::take`].
+    pub fn of_network(ns: &Netns) -> anyhow::Result<Vec<String>> {
+        Ok(network(ns)?.into_values().flatten().collect())
     }
 
     /// The lines of a section; empty for an unknown one.
@@ -83,6 +81,21 @@ impl Listing {
         }
         changes
     }
+}
+
+fn network(ns: &Netns) -> anyhow::Result<BTreeMap<&'static str, BTreeSet<String>>> {
+    let lines = |program: &str, args: &[&str]| -> anyhow::Result<BTreeSet<String>> {
+        Ok(ns.check(program, args, "")?.lines().map(|l| l.trim_end().to_owned()).collect())
+    };
+    Ok(BTreeMap::from([
+        ("links", links(ns)?),
+        ("addresses", addresses(ns)?),
+        ("routes", lines("ip", &["-4", "route", "show", "table", "all"])?),
+        ("rules", lines("ip", &["-4", "rule"])?),
+        // -s leaves counters out, which move by themselves.
+        ("nftables", lines("nft", &["-s", "list", "ruleset"])?),
+        ("forwarding", forwarding(ns)?),
+    ]))
 }
 
 fn json(ns: &Netns, args: &[&str]) -> anyhow::Result<Vec<Value>> {

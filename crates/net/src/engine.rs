@@ -157,26 +157,21 @@ impl Engine {
     fn settle(&self, around: &Surroundings) -> Result<(), NetError> {
         let earlier = self.kernel.elements(&self.table, host_table::OPENED);
         let earlier = earlier.map_err(|e| NetError::Host("read the host's table", e))?;
-        let stood = self.stand_bridges(around);
-        let seen = stood.and_then(|()| match self.bridges.is_empty() {
-            true => Ok(None),
-            false => look(&*self.kernel).map(Some),
-        });
-        let seen = seen.inspect_err(|_| drop(self.close()))?;
+        {
+            let mut state = self.lock();
+            if !around.router {
+                state.sets.opened = host_table::opened_from(&earlier);
+            }
+            state.router = around.router;
+        }
+        let seen = self.prepare_host(around).inspect_err(|_| self.unprepare_host(around))?;
         let around = seen.as_ref().unwrap_or(around);
         let mut state = self.lock();
-        if !around.router {
-            state.sets.opened = host_table::opened_from(&earlier);
-        }
-        state.router = around.router;
-        let known = self.know(&mut state, around);
-        let written = known.and_then(|()| {
-            let written = match state.expected.is_empty() {
-                true => self.write_table(&mut state),
-                false => self.write_table_over(&mut state),
-            };
-            written.map_err(|e| NetError::Host("write the host's table", e))
-        });
+        let written = match state.expected.is_empty() {
+            true => self.write_table(&mut state),
+            false => self.write_table_over(&mut state),
+        };
+        let written = written.map_err(|e| NetError::Host("write the host's table", e));
         let done = written
             .and_then(|()| self.forward(&mut state, around).map_err(cannot_forward))
             .and_then(|()| self.mend_foreign(&mut state));
@@ -185,6 +180,22 @@ impl Engine {
             // What could be written can be removed; the first error is the news.
             let _ = self.close();
         })
+    }
+
+    /// All that comes before the table: bridges, and what the judge is told. Answers with another look where that
+    /// made one necessary.
+    fn prepare_host(&self, around: &Surroundings) -> Result<Option<Surroundings>, NetError> {
+        self.stand_bridges(around)?;
+        let seen = if self.bridges.is_empty() { None } else { Some(look(&*self.kernel)?) };
+        self.know(&mut self.lock(), seen.as_ref().unwrap_or(around))?;
+        Ok(seen)
+    }
+
+    /// Takes that back. An earlier run's VMs that live on keep the table of that run, and with it its guard.
+    fn unprepare_host(&self, before: &Surroundings) {
+        let survivors = !self.lock().expected.is_empty();
+        // The error that led here is the news.
+        let _ = if survivors { self.remove_new_bridges(before) } else { self.close() };
     }
 
     /// Makes a slot: guarded, and the judge on its interfaces, before anything in it is up. No packet
@@ -372,12 +383,7 @@ impl Engine {
         let carriers = match (self.ranges().is_empty(), placed.is_empty()) {
             (true, _) => BTreeSet::new(),
             (false, true) => around.carriers(self.policies().opened()),
-            // VMs on a bridge are reached by routing, whoever routes.
-            (false, false) => {
-                let mut all = around.carriers(std::iter::once(Ipv4Net::default()));
-                all.extend(placed.iter().map(|placed| placed.index));
-                all
-            }
+            (false, false) => self.carriers_of_bridges(&placed, around),
         };
         let on = |i: &u32| around.links.get(i).is_some_and(|l| l.forwarding);
         let open: Vec<u32> = carriers.iter().copied().filter(|i| !on(i)).collect();
@@ -435,7 +441,9 @@ impl Engine {
     /// Nothing else on the host has addresses in the ranges and in the subnets of bridges.
     fn ranges_are_free(&self, around: &Surroundings) -> Result<(), NetError> {
         let ranges = self.ranges();
-        let own: BTreeSet<u32> = own_links(around, self.scope).map(|l| l.index).collect();
+        // With bridges of an earlier run, which go when nobody wants them: `reclaim`.
+        let own = own_links(around, self.scope).chain(bridges::own_bridges(around, self.scope));
+        let own: BTreeSet<u32> = own.map(|link| link.index).collect();
         let bridges: BTreeSet<u32> = self.bridge_links(around).union(&own).copied().collect();
         for range in ranges.iter() {
             let own = if self.bridges.iter().any(|b| b.range == *range) { &bridges } else { &own };

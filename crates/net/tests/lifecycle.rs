@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::{CompiledPolicy, PolicySpec, compile};
 use enisle_net::{Engine, EngineConfig, Limits, NetError, Scope, Slot, SlotSpec, Step};
-use enisle_testkit::listing::{self, Listing};
+use enisle_testkit::listing::Listing;
 use enisle_testkit::probe::Kind;
 use enisle_testkit::tap::{Ident, TapGuest};
 use enisle_testkit::world::{CANARY, ECHO, LAN, NEIGHBOUR, SERVER, UPLINK};
@@ -59,13 +59,7 @@ fn guest(slot: &Slot) -> TapGuest {
 /// What is in the host's own namespace. BPF objects and namespaces of the machine are not looked
 /// at here: other tests make some at the same time (`leaks.rs` does).
 fn look(host: &Netns) -> Vec<String> {
-    let nobody = ["no process is called this"];
-    let scope = listing::Scope { processes: &nobody, bpf: &nobody, cgroups: &nobody, trees: &[] };
-    let listing = Listing::take(host, &scope).unwrap();
-    ["links", "addresses", "routes", "rules", "nftables", "forwarding"]
-        .iter()
-        .flat_map(|section| listing.section(section))
-        .collect()
+    Listing::of_network(host).unwrap()
 }
 
 fn forwarding(host: &Netns, link: &str) -> String {

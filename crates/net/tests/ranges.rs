@@ -3,7 +3,7 @@
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::{PolicySpec, compile};
 use enisle_net::{Engine, EngineConfig, Limits, NetError, Slot, SlotSpec};
-use enisle_testkit::listing::{self, Listing};
+use enisle_testkit::listing::Listing;
 use enisle_testkit::probe::Kind;
 use enisle_testkit::tap::{Ident, TapGuest};
 use enisle_testkit::world::{ECHO, SERVER};
@@ -48,11 +48,7 @@ fn guest(slot: &Slot) -> TapGuest {
 }
 
 fn look(host: &Netns) -> Vec<String> {
-    let nobody = ["no process is called this"];
-    let scope = listing::Scope { processes: &nobody, bpf: &nobody, cgroups: &nobody, trees: &[] };
-    let listing = Listing::take(host, &scope).unwrap();
-    let sections = ["links", "addresses", "routes", "rules", "nftables", "forwarding"];
-    sections.iter().flat_map(|section| listing.section(section)).collect()
+    Listing::of_network(host).unwrap()
 }
 
 #[test]

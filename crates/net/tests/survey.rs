@@ -3,17 +3,11 @@
 use enisle_net::survey::{self, ForwardChain};
 use enisle_net::{Engine, EngineConfig};
 use enisle_testkit::World;
-use enisle_testkit::listing::{self, Listing};
+use enisle_testkit::listing::Listing;
 
 /// The host's own namespace; the machine's BPF objects are looked at elsewhere.
 fn look(world: &World) -> Vec<String> {
-    let nobody = ["no process is called this"];
-    let scope = listing::Scope { processes: &nobody, bpf: &nobody, cgroups: &nobody, trees: &[] };
-    let listing = Listing::take(&world.host, &scope).unwrap();
-    ["links", "addresses", "routes", "rules", "nftables", "forwarding"]
-        .iter()
-        .flat_map(|section| listing.section(section))
-        .collect()
+    Listing::of_network(&world.host).unwrap()
 }
 
 #[test]

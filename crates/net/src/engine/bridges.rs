@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
 use super::{Engine, EngineConfig, State, look};
-use crate::bridge::{Bridge, Placed};
+use crate::bridge::{self, Bridge, Placed};
 use crate::error::NetError;
 use crate::kernel::{Answer, Linux, Place};
 use crate::limits::Limits;
@@ -41,14 +41,33 @@ impl Engine {
             return Ok(());
         }
         for bridge in self.bridges.iter().filter(|bridge| named(around, &bridge.name).is_none()) {
-            let spec =
-                NewBridge { name: bridge.name.clone(), group: self.scope.bridge_group(), mac: bridge.mac() };
-            self.kernel.change(Place::Host, &Change::Bridge(spec)).map_err(|e| failed(bridge, &e))?;
+            self.make_bridge(bridge)?;
         }
         let around = look(&*self.kernel)?;
         let placed: Result<Vec<Placed>, NetError> =
             self.bridges.iter().map(|bridge| self.furnish(bridge, &around)).collect();
-        *self.placed.write().unwrap_or_else(PoisonError::into_inner) = placed?.into();
+        self.place(placed?);
+        Ok(())
+    }
+
+    fn make_bridge(&self, bridge: &Bridge) -> Result<(), NetError> {
+        let spec =
+            NewBridge { name: bridge.name.clone(), group: self.scope.bridge_group(), mac: bridge.mac() };
+        self.kernel.change(Place::Host, &Change::Bridge(spec)).map_err(|e| failed(bridge, &e))
+    }
+
+    fn place(&self, placed: Vec<Placed>) {
+        *self.placed.write().unwrap_or_else(PoisonError::into_inner) = placed.into();
+    }
+
+    /// Removes the bridges that were not there before.
+    pub(super) fn remove_new_bridges(&self, before: &Surroundings) -> Result<(), NetError> {
+        let now = look(&*self.kernel)?;
+        let new = own_bridges(&now, self.scope).filter(|link| !before.links.contains_key(&link.index));
+        for link in new {
+            let gone = self.kernel.change(Place::Host, &Change::DeleteLink(link.index));
+            gone.map_err(|e| NetError::Host("remove its bridges", e))?;
+        }
         Ok(())
     }
 
@@ -67,6 +86,14 @@ impl Engine {
                 return Err(unusable(format!(
                     "it is not Enisle's, so {name} is not added to it; add it yourself, or take `uplink` out"
                 )));
+            }
+            if !link.forwarding && around.addresses.iter().any(|a| a.net.addr() == bridge.gateway.addr()) {
+                tracing::warn!(
+                    bridge = bridge.name,
+                    "this bridge has the gateway's address and is not Enisle's, and forwarding is off on it: its microVMs \
+                     reach this host and each other only (`sysctl net.ipv4.conf.{}.forwarding=1`)",
+                    bridge.name
+                );
             }
             return Ok(Placed { bridge: bridge.clone(), index: link.index, ours });
         }
@@ -96,14 +123,25 @@ impl Engine {
             return Ok(());
         }
         tracing::warn!("another program changed a bridge of microVMs; it is put right");
-        if let Err(error) = self.stand_bridges(around) {
-            tracing::warn!("a bridge of microVMs cannot be put right: {}", crate::error::chain(&error));
-            return Ok(());
-        }
-        if placed != self.placed() {
+        let right: Vec<Placed> = placed.iter().map(|placed| self.put_right(placed, around)).collect();
+        if right != *placed {
+            self.place(right);
             self.write_table_over(state).map_err(|e| NetError::Host("write the host's table", e))?;
         }
         Ok(())
+    }
+
+    /// One of ours is made anew where it is missing; somebody else's is waited for. What cannot be is in the log, and as it
+    /// was.
+    fn put_right(&self, placed: &Placed, around: &Surroundings) -> Placed {
+        let bridge = &placed.bridge;
+        let missing = named(around, &bridge.name).is_none();
+        let made = if missing && placed.ours { self.make_bridge(bridge) } else { Ok(()) };
+        let seen = made.and_then(|()| look(&*self.kernel));
+        seen.and_then(|around| self.furnish(bridge, &around)).unwrap_or_else(|error| {
+            tracing::warn!("a bridge of microVMs cannot be put right: {}", crate::error::chain(&error));
+            placed.clone()
+        })
     }
 
     /// Removes bridges of this scope that none of its groups has. How many that were.
@@ -118,6 +156,21 @@ impl Engine {
             }
         }
         Ok(gone.len())
+    }
+
+    /// VMs on a bridge are reached by routing, whoever routes. A bridge that is somebody else's is not changed,
+    /// unless it carries isolated VMs' packets as any uplink does.
+    pub(super) fn carriers_of_bridges(&self, placed: &[Placed], around: &Surroundings) -> BTreeSet<u32> {
+        let (ours, theirs): (Vec<&Placed>, Vec<&Placed>) = placed.iter().partition(|placed| placed.ours);
+        let mut all = around.carriers(std::iter::once(ipnet::Ipv4Net::default()));
+        all.extend(ours.iter().map(|placed| placed.index));
+        for placed in theirs {
+            all.remove(&placed.index);
+        }
+        if bridge::isolated(&self.ranges(), placed).next().is_some() {
+            all.extend(around.carriers(self.policies().opened()));
+        }
+        all
     }
 
     /// The interfaces that may have addresses in the ranges and subnets of bridges: the bridges.

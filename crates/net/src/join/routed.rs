@@ -35,7 +35,7 @@ impl Join for Routed {
         ]
     }
 
-    /// Named, up, forwarding, without an address, with its one neighbour and its one route.
+    /// Named, nobody's port, up, forwarding, without an address, with its one neighbour and its one route.
     fn mend(&self, block: Block, link: &Link, around: &Surroundings) -> Vec<Change> {
         let index = block.host_ifindex();
         let guest = block.guest();
@@ -53,6 +53,10 @@ impl Join for Routed {
                 ..LinkSettings::default()
             };
             changes.push(Change::Settings(index, settings));
+        }
+        // A port of somebody's bridge has no routed packets.
+        if link.master.is_some() {
+            changes.push(Change::Master(index, 0));
         }
         // After the settings: an interface that comes up gets a link-local address unless they say no.
         if renamed || !link.up {
@@ -122,7 +126,10 @@ mod tests {
         around.routes[0].ours = true;
         around.neighbours[0].mac = block().host_mac();
         assert_eq!(changes(block(), &link, &around), [Change::Neighbour(index, ip, block().guest_mac())]);
+        link.master = Some(5);
         (_, around) = right();
+        assert_eq!(changes(block(), &link, &around), [Change::Master(index, 0)]);
+        link.master = None;
         let net = "10.0.0.5/24".parse().unwrap();
         around.addresses = vec![Address { index, net }, Address { index: 2, net }];
         assert_eq!(changes(block(), &link, &around), [Change::RemoveAddress(index, net)]);

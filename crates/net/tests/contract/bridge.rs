@@ -1,13 +1,15 @@
 //! Mode `bridge`: who sees whom, in whose name nobody speaks, and that row 4 holds towards isolated VMs.
 
+mod life;
+
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use enisle_net::plan::{Block, Range};
-use enisle_net::policy::{PolicySpec, compile};
+use enisle_net::policy::{CompiledPolicy, PolicySpec, compile};
 use enisle_net::{Bridge, Engine, EngineConfig, Limits, Slot, SlotSpec};
 use enisle_testkit::frame::{self, Body, Ends, Seen};
-use enisle_testkit::listing::{self, Listing};
+use enisle_testkit::listing::Listing;
 use enisle_testkit::probe::{Kind, checksum};
 use enisle_testkit::tap::{Ident, TapGuest};
 use enisle_testkit::world::{ECHO, HOST_LAN, SERVER};
@@ -55,17 +57,13 @@ struct Port {
     guest: TapGuest,
 }
 
+fn spec(block: Block, policy: &CompiledPolicy) -> SlotSpec<'_> {
+    SlotSpec { block, vm_name: "lab-1", mtu: 1500, policy, tap_owner: (0, 0), limits: Limits::default() }
+}
+
 fn slot(world: &World, engine: &Engine, block: Block) -> Slot {
     let policy = compile(&PolicySpec::default()).unwrap();
-    let spec = SlotSpec {
-        block,
-        vm_name: "lab-1",
-        mtu: 1500,
-        policy: &policy,
-        tap_owner: (0, 0),
-        limits: Limits::default(),
-    };
-    world.host.run(|| engine.create(&spec)).unwrap()
+    world.host.run(|| engine.create(&spec(block, &policy))).unwrap()
 }
 
 fn port(world: &World, engine: &Engine, bridge: &Bridge, i: u32) -> Port {
@@ -136,13 +134,7 @@ fn pinged(world: &World, from: &Netns, vm: &mut Port) -> bool {
 }
 
 fn look(host: &Netns) -> Vec<String> {
-    let nobody = ["no process is called this"];
-    let scope = listing::Scope { processes: &nobody, bpf: &nobody, cgroups: &nobody, trees: &[] };
-    let listing = Listing::take(host, &scope).unwrap();
-    ["links", "addresses", "routes", "rules", "nftables", "forwarding"]
-        .iter()
-        .flat_map(|section| listing.section(section))
-        .collect()
+    Listing::of_network(host).unwrap()
 }
 
 /// A route from the LAN, as an operator makes one.
@@ -334,107 +326,4 @@ fn isolated_ports_reach_the_host_and_not_each_other() {
         engine.remove(b.slot).unwrap();
         engine.close().unwrap();
     });
-}
-
-#[test]
-fn an_operators_bridge_gets_ports_and_nothing_else_and_stays() {
-    let world = World::new().unwrap();
-    let text = "link add lab0 type bridge\nlink set lab0 up\naddr add 10.77.0.1/24 dev lab0\n";
-    world.host.check("ip", &["-batch", "-"], text).unwrap();
-    let before = look(&world.host);
-    let engine = open(&world, &[lab()]);
-    let mut vm = inhabited(slot(&world, &engine, lab().range.block(0).unwrap()), &lab());
-    assert!(pinged(&world, &world.host, &mut vm));
-    let ports = world.host.check("ip", &["-o", "link", "show", "master", "lab0"], "").unwrap();
-    assert_eq!(ports.lines().count(), 1, "{ports}");
-    world.host.run(|| {
-        engine.remove(vm.slot).unwrap();
-        engine.close().unwrap();
-    });
-    drop((vm.guest, engine));
-    // Whether a bridge without ports has a carrier is the kernel's to notice, sooner or later.
-    let others =
-        |all: &[String]| all.iter().filter(|line| !line.contains("lab0")).cloned().collect::<Vec<_>>();
-    let after = look(&world.host);
-    assert_eq!(others(&after), others(&before));
-    let kept = |all: &[String]| {
-        all.iter().filter(|line| line.contains("lab0") && line.contains("10.77.0.1")).count()
-    };
-    assert!(kept(&after) > 0, "{after:#?}");
-    let uplinked = Bridge { uplink: Some("lan1".into()), ..lab() };
-    world.host.check("ip", &["addr", "flush", "dev", "lan1"], "").unwrap();
-    let error = try_open(&world, &[uplinked], &[]).unwrap_err().to_string();
-    assert!(error.contains("it is not Enisle's, so lan1 is not added to it"), "{error}");
-}
-
-#[test]
-fn what_cannot_be_a_bridge_is_refused_with_the_reason_and_nothing_is_left() {
-    let world = World::new().unwrap();
-    let before = look(&world.host);
-    let refused = |bridge: Bridge, reason: &str| {
-        let error = try_open(&world, &[bridge], &[]).unwrap_err().to_string();
-        assert!(error.contains(reason), "{error}");
-        assert_eq!(look(&world.host), before, "{reason}");
-    };
-    refused(Bridge { name: "docker0".into(), ..lab() }, "an interface of another kind has this name");
-    refused(Bridge { uplink: Some("eth9".into()), ..lab() }, "its uplink eth9 is no interface of this host");
-    refused(Bridge { uplink: Some("lan1".into()), ..lab() }, "its uplink lan1 has the address 10.20.0.1/24");
-    refused(bridge("lab0", "192.168.1.3/24", "192.168.1.128/25"), "interface lan0 has the address");
-}
-
-#[test]
-fn an_uplink_joins_the_lan_to_the_bridge() {
-    let world = World::new().unwrap();
-    world.host.check("ip", &["addr", "flush", "dev", "lan1"], "").unwrap();
-    let before = look(&world.host);
-    let bridge = Bridge { uplink: Some("lan1".into()), ..bridge("lab0", "10.20.0.1/24", "10.20.0.128/25") };
-    let engine = open(&world, std::slice::from_ref(&bridge));
-    let mut vm = port(&world, &engine, &bridge, 0);
-    // The LAN's machine is a neighbour: no route, no translation.
-    assert!(pinged(&world, &world.lan, &mut vm));
-    world.host.run(|| {
-        engine.remove(vm.slot).unwrap();
-        engine.close().unwrap();
-    });
-    drop(vm.guest);
-    assert_eq!(look(&world.host), before);
-}
-
-#[test]
-fn a_killed_daemons_vm_lives_on_and_what_is_nobodys_goes() {
-    let world = World::new().unwrap();
-    let before = look(&world.host);
-    let first = open(&world, &[lab(), other()]);
-    let Port { slot, mut guest } = port(&world, &first, &lab(), 0);
-    let dead = port(&world, &first, &lab(), 1);
-    assert!(guest.ask(Kind::Tcp, SERVER, ECHO, LIMIT).reached());
-    // What a killed daemon leaves: the VMM holds its namespace, nobody holds the rest.
-    let (block, netns) = (slot.block(), slot.netns().try_clone_to_owned().unwrap());
-    drop((slot, dead.slot, dead.guest, first));
-    let second = try_open(&world, &[lab()], &[block]).unwrap();
-    let policy = compile(&PolicySpec::default()).unwrap();
-    let spec = SlotSpec {
-        block,
-        vm_name: "lab-1",
-        mtu: 1500,
-        policy: &policy,
-        tap_owner: (0, 0),
-        limits: Limits::default(),
-    };
-    let slot = world.host.run(|| second.adopt(&spec, netns)).unwrap();
-    world.host.run(|| second.reclaim()).unwrap();
-    let links = world.host.check("ip", &["-o", "link"], "").unwrap();
-    assert!(links.contains("lab0") && !links.contains("lab1"), "{links}");
-    assert!(guest.ask(Kind::Tcp, SERVER, ECHO, LIMIT).reached(), "adopted");
-    // Another program takes the port away, and the bridge's address: both come back.
-    let veth = block.host_veth();
-    world.host.check("ip", &["link", "set", veth.as_str(), "nomaster"], "").unwrap();
-    world.host.check("ip", &["addr", "flush", "dev", "lab0"], "").unwrap();
-    assert!(!guest.ask(Kind::Tcp, SERVER, ECHO, QUIET).reached());
-    world.host.run(|| second.refresh()).unwrap();
-    assert!(guest.ask(Kind::Tcp, SERVER, ECHO, LIMIT).reached(), "put right");
-    drop((slot, guest, second));
-    // As after kill -9 of everything, with a configuration that is gone.
-    world.host.run(|| enisle_net::reclaim(SCOPE.parse().unwrap())).unwrap();
-    assert_eq!(look(&world.host), before);
 }
