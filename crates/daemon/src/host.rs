@@ -19,7 +19,9 @@ impl config::Host for ThisHost {
         let holder = store::lock_holder(state_dir);
         // Who may not read whose state it is cannot tell another daemon's lease from its own one's.
         let own = |pid| holder.as_ref().map_or(true, |holder| *holder == Some(pid));
-        match survey::taken(own) {
+        // What a daemon of this state that died has left is in nobody's way.
+        let scope = store::scope_of(state_dir).and_then(|scope| scope.parse().ok());
+        match survey::taken(own, scope) {
             Ok(taken) => taken.into_iter().map(|t| InUse { net: t.net, by: t.by }).collect(),
             Err(error) => {
                 // The engine still refuses, without the place in the file.

@@ -12,8 +12,10 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use crate::host_table::ALL_LINKS;
+use crate::netlink::route::Link;
 use crate::nft::{Element, Rule};
 use crate::plan::{Block, MacAddr, Range};
+use crate::scope::Scope;
 
 /// Interface indexes of this daemon's bridges.
 pub(crate) const BRIDGES: &str = "bridges";
@@ -62,6 +64,11 @@ pub(crate) struct Placed {
     pub(crate) index: u32,
     /// We made it.
     pub(crate) ours: bool,
+}
+
+/// Whether an engine of this scope made it.
+pub(crate) fn is_own(link: &Link, scope: Scope) -> bool {
+    link.is_bridge && link.group == scope.bridge_group()
 }
 
 /// The bridge a block's VM is on.

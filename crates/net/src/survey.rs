@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 
 use ipnet::Ipv4Net;
 
+use crate::bridge;
 use crate::engine::{Engine, EngineConfig};
 use crate::error::{NetError, chain};
 use crate::foreign;
@@ -30,13 +31,15 @@ pub struct Taken {
 
 /// Networks in use in the calling thread's namespace: by addresses, by routes other than default
 /// routes, by other daemons. Slots' own interfaces do not count, nor do leases of processes that `own`
-/// names. Needs no privileges; blocks for milliseconds.
+/// names, nor bridges that an engine of `scope` made. Needs no privileges; blocks for milliseconds.
 ///
 /// # Errors
 /// When the kernel does not say.
-pub fn taken(own: impl Fn(u32) -> bool) -> Result<Vec<Taken>, KernelError> {
+pub fn taken(own: impl Fn(u32) -> bool, scope: Option<Scope>) -> Result<Vec<Taken>, KernelError> {
     let around = reader::surroundings()?;
-    let mut taken = around.in_use(is_slot_link);
+    let link = |index: &u32| around.links.get(index);
+    let is_ours = |index| scope.zip(link(&index)).is_some_and(|(scope, link)| bridge::is_own(link, scope));
+    let mut taken = around.in_use(|index| is_slot_link(index) || is_ours(index));
     for (range, pid) in leases()? {
         if !own(pid) {
             taken.push(Taken { net: range.net(), by: format!("another daemon (process {pid})") });

@@ -27,7 +27,7 @@ fn networks_are_taken_by_addresses_routes_and_other_daemons() {
     let engine = world.host.run(|| Engine::open(config)).unwrap();
     let us = std::process::id();
     let taken = |own: bool| -> Vec<String> {
-        let taken = world.host.run(|| survey::taken(|pid| own && pid == us)).unwrap();
+        let taken = world.host.run(|| survey::taken(|pid| own && pid == us, None)).unwrap();
         taken.into_iter().map(|t| format!("{} {}", t.net, t.by)).collect()
     };
     let all = taken(false);

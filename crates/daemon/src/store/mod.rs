@@ -26,7 +26,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use enisle_net::plan::{Block, Range};
 use enisle_net::policy::PolicySpec;
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 
 pub(crate) use lock::lock_holder;
 
@@ -39,6 +39,20 @@ pub use row::{Intent, Lifetime, NewVm, VmRow, VmmProcess, is_vm_name};
 pub use tokens::TokenRow;
 
 const DATABASE: &str = "state.db";
+const SCOPE: &str = "SELECT value FROM meta WHERE key = 'scope'";
+
+/// The scope of a state directory, whoever holds it; `None` where there is none yet, or nobody may read it. Changes
+/// nothing.
+pub(crate) fn scope_of(state_dir: &Path) -> Option<String> {
+    let path = state_dir.join(DATABASE);
+    // Without a log beside it the file is whole, and read as one that never changes, or SQLite would make a log.
+    let whole = if path.with_extension("db-wal").exists() { "" } else { "&immutable=1" };
+    let escaped = path.to_str()?.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(format!("file:{escaped}?mode=ro{whole}"), flags).ok()?;
+    connection.query_row(SCOPE, [], |row| row.get(0)).ok()
+}
 
 /// The open database, and the lock on its directory.
 #[derive(Debug)]
@@ -273,7 +287,7 @@ fn begin_run(connection: &mut Connection, scope: &str, boot_id: &str) -> rusqlit
         [],
         |row| row.get(0),
     )?;
-    let scope = transaction.query_row("SELECT value FROM meta WHERE key = 'scope'", [], |row| row.get(0))?;
+    let scope = transaction.query_row(SCOPE, [], |row| row.get(0))?;
     transaction.commit()?;
     Ok((scope, run))
 }

@@ -180,6 +180,29 @@ fn leftovers_are_the_vms_of_earlier_runs_and_the_scope_stays() {
     assert_ne!(open().1.scope(), scope, "another state directory is another scope");
 }
 
+/// Whether the daemon runs, was killed, or went down in order.
+#[test]
+fn a_scope_is_told_without_the_lock_and_looking_changes_nothing() {
+    let (directory, store) = open();
+    let (state, copy) = (directory.path().join("state"), directory.path().join("killed"));
+    let scope = Some(store.scope().to_owned());
+    assert_eq!(scope_of(&state), scope, "of one that runs");
+    std::fs::create_dir(&copy).unwrap();
+    for entry in std::fs::read_dir(&state).unwrap().flatten() {
+        std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    assert_eq!(scope_of(&copy), scope, "of one that was killed");
+    drop(store);
+    let files = || {
+        let names = std::fs::read_dir(&state).unwrap().flatten().map(|entry| entry.file_name());
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = files();
+    assert_eq!(scope_of(&state), scope, "of one that went down");
+    assert_eq!(files(), before);
+    assert_eq!(scope_of(directory.path()), None);
+}
+
 #[test]
 fn a_process_of_an_earlier_boot_is_forgotten() {
     let (directory, store) = open();

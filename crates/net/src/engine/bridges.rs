@@ -78,7 +78,7 @@ impl Engine {
         if !link.is_bridge {
             return Err(unusable("an interface of another kind has this name; choose another".to_owned()));
         }
-        let ours = is_own(link, self.scope);
+        let ours = bridge::is_own(link, self.scope);
         let uplink =
             bridge.uplink.as_ref().map(|uplink| uplink_of(bridge, uplink, link.index, around)).transpose()?;
         if !ours {
@@ -244,13 +244,9 @@ fn named<'a>(around: &'a Surroundings, name: &str) -> Option<&'a Link> {
     around.links.values().find(|link| link.name == name)
 }
 
-fn is_own(link: &Link, scope: Scope) -> bool {
-    link.is_bridge && link.group == scope.bridge_group()
-}
-
 /// Bridges that an engine of this scope made.
 pub(super) fn own_bridges(around: &Surroundings, scope: Scope) -> impl Iterator<Item = &Link> {
-    around.links.values().filter(move |link| is_own(link, scope))
+    around.links.values().filter(move |link| bridge::is_own(link, scope))
 }
 
 fn failed(bridge: &Bridge, error: &crate::kernel::KernelError) -> NetError {

@@ -1,6 +1,7 @@
 //! A bridge's life: somebody's own, one that cannot stand, and what a killed daemon leaves of one.
 
 use super::*;
+use enisle_net::survey;
 
 #[test]
 fn an_operators_bridge_gets_ports_and_nothing_else_and_stays() {
@@ -90,6 +91,13 @@ fn a_killed_daemons_bridge_does_not_stand_in_the_way_of_the_next_ones() {
     let world = World::new().unwrap();
     let before = look(&world.host);
     drop(open(&world, &[lab()]));
+    // Neither for who reads the file before.
+    let taken = |scope| {
+        let all = world.host.run(|| survey::taken(|_| true, scope)).unwrap();
+        all.iter().any(|taken| taken.by == "interface lab0")
+    };
+    assert!(!taken(Some(SCOPE.parse().unwrap())));
+    assert!(taken(None) && taken(Some("00c0ffee".parse().unwrap())), "another daemon's is");
     let renamed = Bridge { name: "lab9".into(), ..lab() };
     let engine = open(&world, std::slice::from_ref(&renamed));
     world.host.run(|| engine.reclaim()).unwrap();
